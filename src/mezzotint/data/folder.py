@@ -1,0 +1,475 @@
+"""Where it fits: any folder of images as a `Source` for training.
+
+In: a folder, searched with its subfolders. Captions follow the image-folder convention: `metadata.jsonl` or `metadata.csv` in
+the folder with columns `file_name` (relative to the folder) and `text`, several rows for one image being variants of its
+caption; an image without a `text` there takes its variants from the non-empty lines of `name.txt` beside `name.png`.
+Out: batches of squares cut from the middle of the images, and the list of what could not be used, with reasons.
+Gotchas: files and folders whose names begin with a dot are not read, nor is anything that a link places outside the folder.
+Only the first frame of an animation is used. Colour profiles are ignored. JPEG decoders differ by a grey level now and then:
+the split is the same on machines with the same version of Pillow, and on all machines if the images are PNG.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import posixpath
+import random
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from mezzotint import config
+from mezzotint.data.batch import Batch
+from mezzotint.errors import UserError
+
+# Pillow may read no other format: some of its decoders start other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# The last four are here so that such images are reported, not passed over.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif", ".jxl")
+METADATA = ("metadata.jsonl", "metadata.csv")
+MAX_PIXELS = 1 << 26  # 64 megapixels, as cameras count them, are within it
+THREADS = min(4, os.cpu_count() or 1)
+CHUNK = 1024  # images in flight, which bounds the memory beside the result
+PROGRESS_FROM = 200  # images
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Something set aside.
+
+    file: path relative to the folder; for a row of metadata, the metadata file and the line ("metadata.csv:7").
+    reason: its kind, then often a colon and the details.
+    """
+
+    file: str
+    reason: str
+
+
+@dataclass
+class FolderConfig(config.Config, kind="folder"):
+    """A folder of images.
+
+    path: the folder.
+    size: side of the square pictures, in pixels.
+    held_out: share of the images kept out of training.
+    max_bad: the share of files and rows set aside above which the folder is refused.
+    flip: mirror half of the training pictures, left to right.
+    seed: of the order, the caption variants and the flips; the split does not depend on it.
+    """
+
+    path: str
+    size: int = 32
+    held_out: float = 0.05
+    max_bad: float = 0.1
+    flip: bool = False
+    seed: int = 0
+
+    def build(self) -> "Folder":
+        return Folder(self)
+
+
+class Folder:
+    """The images of a folder, decoded once and kept in memory: N * 3 * size * size bytes for N images.
+
+    An image is turned upright (EXIF), laid over white where it is transparent, resized until its shorter side is `size`
+    (Lanczos' filter, antialiased; smaller images are enlarged), and cut to the square in the middle. On which side of the split
+    it falls is a function of those pixels alone: copies fall on the same side, and other files do not matter, except that of
+    two or more different pictures at least one is held out and at least one trained on.
+
+    ids: relative paths of the usable images, sorted. captions: the variants of each, () where there is none.
+    bad: what was set aside.
+    Raises `UserError` if the folder cannot be read, holds no usable image, or too large a share of it is bad.
+    """
+
+    def __init__(self, config: FolderConfig) -> None:
+        _check(config)
+        self.config = config
+        contents = _survey(config.path)
+        names = sorted(name for name in contents.files if name.lower().endswith(SUFFIXES) or name in contents.captions)
+        if not names:
+            raise UserError(f"no image in {config.path!r}; choose a folder with files that end in {', '.join(SUFFIXES[:5])} or the like")
+        read = _read_all(contents, names, config.size)
+        self.bad = contents.bad + read.bad
+        self.ids, self.captions, self._pixels = read.ids, read.captions, read.pixels
+        if not self.ids or len(self.bad) > config.max_bad * (len(self.bad) + len(self.ids)):
+            raise self._refusal()
+        self._training, self._held_out = _split(read.digests, config.held_out)
+        self._permutation: Callable[[int], Tensor] = lru_cache(maxsize=2)(self._draw_permutation)
+
+    def __len__(self) -> int:
+        """The number of training images."""
+        return len(self._training)
+
+    def batch(self, number: int, size: int) -> Batch:
+        """Positions number * size to (number + 1) * size of the training stream, which is one permutation after another.
+
+        Images are (size, 3, side, side). Which variant of the caption is used, and whether the picture is flipped, is a
+        function of the seed and the position.
+        """
+        positions = range(number * size, (number + 1) * size)
+        chosen = self._stream(positions)
+        draws = [random.Random(f"{self.config.seed} sample {position}") for position in positions]
+        variants = [self.captions[i] or ("",) for i in chosen.tolist()]
+        prompts = [draw.choice(captions) for draw, captions in zip(draws, variants, strict=True)]
+        batch = self._batch(chosen, prompts)
+        if self.config.flip:
+            flipped = torch.tensor([draw.random() < 0.5 for draw in draws])
+            batch.images[flipped] = batch.images[flipped].flip(3)
+        return batch
+
+    def held_out(self, size: int) -> Batch:
+        """The first `size` held-out images, or as many as there are, in an order that is a function of their pixels.
+
+        Each comes with the first variant of its caption.
+        """
+        chosen = self._held_out[:size]
+        return self._batch(chosen, [self.captions[i][0] if self.captions[i] else "" for i in chosen.tolist()])
+
+    def report(self) -> str:
+        """A few lines for a person: how many images are used, held out, without a caption, and set aside for which reasons."""
+        side, plain = self.config.size, sum(not captions for captions in self.captions)
+        lines = [
+            f"{len(self.ids):,} images from {self.config.path!r}, as {side} x {side} pixels",
+            f"{len(self):,} to train on, {len(self._held_out):,} held out",
+            f"{plain:,} without a caption",
+            f"{len(self.bad):,} set aside",
+        ]
+        kinds = Counter(bad.reason.partition(":")[0] for bad in self.bad)
+        first = {bad.reason.partition(":")[0]: bad.file for bad in reversed(self.bad)}
+        lines += [f"  {count:,} {kind} (first: {first[kind]!r})" for kind, count in kinds.most_common(4)]
+        return "\n".join(lines)
+
+    def write_bad(self, path: str | Path) -> None:
+        """Write what was set aside as JSON lines with `file` and `reason`."""
+        Path(path).write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in self.bad), encoding="utf-8")
+
+    def _stream(self, positions: range) -> Tensor:
+        """Which images stand at these positions of the training stream, as indices into `ids`."""
+        count = len(self)
+        epochs = range(positions.start // count, (positions.stop - 1) // count + 1)
+        parts = [self._permutation(e)[max(positions.start - e * count, 0) : positions.stop - e * count] for e in epochs]
+        return self._training[torch.cat(parts)]
+
+    def _draw_permutation(self, epoch: int) -> Tensor:
+        seed = random.Random(f"{self.config.seed} epoch {epoch}").getrandbits(63)
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+
+    def _batch(self, chosen: Tensor, prompts: list[str]) -> Batch:
+        images = self._pixels[chosen].float().div_(127.5).sub_(1)
+        return Batch(images, prompts, [self.ids[i] for i in chosen.tolist()])
+
+    def _refusal(self) -> UserError:
+        total, worst = len(self.bad) + len(self.ids), self.bad[0]
+        with tempfile.NamedTemporaryFile(prefix="mezzotint-bad-", suffix=".jsonl", delete=False) as file:
+            listing = file.name
+        self.write_bad(listing)
+        raising = f", or go on without them with max_bad above {len(self.bad) / total:.3f}" if self.ids else ""
+        return UserError(
+            f"{len(self.bad)} of {total} files and rows in {self.config.path!r} cannot be used, the first being {worst.file!r} "
+            f"({worst.reason}); mend or remove what {listing} lists{raising}"
+        )
+
+
+def _check(config: FolderConfig) -> None:
+    if config.size < 1:
+        raise UserError(f"size must be at least 1 pixel, not {config.size}")
+    if not 0 <= config.held_out < 1:
+        raise UserError(f"held_out is a share, from 0 to below 1, not {config.held_out}")
+    if not 0 <= config.max_bad <= 1:
+        raise UserError(f"max_bad is a share, from 0 to 1, not {config.max_bad}")
+
+
+def _split(digests: Sequence[bytes], share: float) -> tuple[Tensor, Tensor]:
+    """Indices of the training images, ascending, and of the held-out ones, in the order of their digests.
+
+    Digests are uniform, so those below `share` of their range are about that share of the distinct pictures.
+    """
+    distinct = sorted(set(digests))
+    below = sum(int.from_bytes(digest[:8], "big") < share * 2**64 for digest in distinct)
+    held = set(distinct[: min(max(below, 1), len(distinct) - 1)])
+    order = sorted(range(len(digests)), key=lambda i: digests[i])
+    training = [i for i, digest in enumerate(digests) if digest not in held]
+    return torch.tensor(training), torch.tensor([i for i in order if digests[i] in held], dtype=torch.long)
+
+
+# What the folder holds: names and captions, before any image is opened.
+
+
+@dataclass
+class _Contents:
+    """files: every visible file below `root`, by relative path -> why it must not be opened, "" if it may.
+
+    captions: of every image that a row of metadata names. faults: images whose row has a bad caption -> the reason.
+    """
+
+    root: Path
+    files: dict[str, str] = field(default_factory=dict)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    bad: list[Bad] = field(default_factory=list)
+
+
+def _survey(path: str) -> _Contents:
+    """The names and captions in a folder."""
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        raise UserError(f"there is no folder {path!r}; check the path") from None
+    except NotADirectoryError:
+        raise UserError(f"{path!r} is a file; give the folder that holds the images") from None
+    except PermissionError:
+        raise UserError(f"no permission to read the folder {path!r}; allow it or choose another folder") from None
+    contents = _Contents(Path(os.path.realpath(path)))
+    _scan(contents)
+    _read_metadata(contents)
+    return contents
+
+
+def _scan(contents: _Contents) -> None:
+    """Fill in `files`. Subfolders that are links or cannot be listed go to `bad`."""
+
+    def relative(path: str) -> str:
+        return Path(path).relative_to(contents.root).as_posix()
+
+    def refuse(error: OSError) -> None:
+        contents.bad.append(Bad(relative(error.filename), f"folder cannot be listed: {error.strerror}"))
+
+    for folder, subfolders, names in os.walk(contents.root, onerror=refuse):
+        for name in (name for name in names if not name.startswith(".")):
+            path = os.path.join(folder, name)
+            contents.files[relative(path)] = _objection(contents.root, path)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        paths = [os.path.join(folder, name) for name in subfolders]
+        contents.bad += [Bad(relative(path), "a link to a folder") for path in paths if os.path.islink(path)]  # walk() does not enter it
+
+
+def _objection(root: Path, path: str) -> str:
+    """Why a file must not be opened; "" if it may."""
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+        return "a link out of the folder"
+    return "" if os.path.isfile(path) else "not a regular file"
+
+
+def _read_metadata(contents: _Contents) -> None:
+    """Fill in `captions` and `faults` from the folder's metadata file, if it has one. Bad rows go to `bad`."""
+    found = [file for file in METADATA if file in contents.files]
+    if not found:
+        return
+    file, path = found[0], str(contents.root / found[0])
+    if len(found) > 1:
+        raise UserError(f"{str(contents.root)!r} holds both {' and '.join(METADATA)}; remove one")
+    if contents.files[file]:
+        raise UserError(f"{path!r} is {contents.files[file]}; put the file itself there")
+    try:
+        # Bytes that are not UTF-8 pass as surrogates, so that only the rows which hold them are lost.
+        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    except PermissionError:
+        raise UserError(f"no permission to read {path!r}; allow it or remove the file") from None
+    for line, row in (_json_rows if file.endswith(".jsonl") else _csv_rows)(text):
+        where = f"{file}:{line}"
+        problem = row if isinstance(row, str) else _add_row(contents, where, row)
+        if problem:
+            contents.bad.append(Bad(where, problem))
+
+
+Row = dict[str, Any] | str  # the columns, or why they cannot be read
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, Row]]:
+    """Line numbers and rows of JSON lines."""
+    # Not splitlines(): it would also split at line separators that JSON allows within a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, row if isinstance(row, dict) else "unreadable row: not a JSON object"
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, Row]]:
+    """Line numbers and rows of comma-separated values with a header."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    header: list[str] = []
+    while True:
+        before = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # A quote that is not closed swallows the lines after it: each of them is a row lost.
+            yield from ((line, f"unreadable row: {error}") for line in range(before + 1, reader.line_num + 1))
+            continue
+        if not header:
+            header = cells
+        elif len(cells) == len(header):
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+        elif cells:
+            yield reader.line_num, f"unreadable row: {len(cells)} cells under a header of {len(header)}"
+
+
+def _add_row(contents: _Contents, where: str, row: dict[str, Any]) -> str:
+    """Note the caption that a row gives. Returns what is wrong with the row as a whole, "" if nothing is."""
+    name, text = row.get("file_name"), row.get("text")
+    if not isinstance(name, str) or not name:
+        return "unreadable row: no file_name"
+    image = posixpath.normpath(name)
+    if image not in contents.files:
+        return _absence(contents.root, name)
+    captions = contents.captions.setdefault(image, [])
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        contents.faults[image] = f"bad caption: {where} is not a string"
+    elif any("\ud800" <= character <= "\udfff" for character in text):
+        contents.faults[image] = f"bad caption: {where} is not UTF-8"
+    elif text.strip():
+        captions.append(text.strip())
+    return ""
+
+
+def _absence(root: Path, name: str) -> str:
+    """Why a row's `file_name` is none of the folder's files."""
+    with suppress(ValueError):  # raised for a name that no file can have, such as one with a NUL
+        if os.path.isabs(name) or not Path(os.path.realpath(root / name)).is_relative_to(root):
+            return f"path out of the folder: {name!r}"
+    return f"no such file: {name!r}"
+
+
+# From names to pixels.
+
+
+class _UnusableError(Exception):
+    """An image must be set aside; the message is the reason."""
+
+
+@dataclass
+class _Picture:
+    name: str
+    pixels: NDArray[np.uint8]  # (3, size, size)
+    digest: bytes
+    captions: tuple[str, ...]
+
+
+@dataclass
+class _Pictures:
+    """The usable images, pixels (N, 3, size, size) uint8, and what was set aside."""
+
+    pixels: Tensor
+    ids: list[str] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+
+
+def _read_all(contents: _Contents, names: Sequence[str], size: int) -> _Pictures:
+    """Read the images, in the order of `names`, with a few threads and a progress bar if there are many."""
+    read = _Pictures(torch.empty(len(names), 3, size, size, dtype=torch.uint8))
+    with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
+        # Our own limit is below the one that Pillow warns at. Set here, because the filters belong to the whole process.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
+        pictures = (picture for chunk in chunks for picture in pool.map(partial(_read, contents, size), chunk))
+        console = Console(stderr=True)
+        silent = len(names) <= PROGRESS_FROM or not console.is_terminal
+        for picture in track(pictures, "reading images", total=len(names), console=console, transient=True, disable=silent):
+            if isinstance(picture, Bad):
+                read.bad.append(picture)
+            else:
+                read.pixels[len(read.ids)] = torch.from_numpy(picture.pixels)
+                read.ids.append(picture.name)
+                read.captions.append(picture.captions)
+                read.digests.append(picture.digest)
+    read.pixels = read.pixels[: len(read.ids)]
+    return read
+
+
+def _read(contents: _Contents, size: int, name: str) -> _Picture | Bad:
+    """An image with its captions, or why it cannot be used."""
+    reason = contents.files[name] or contents.faults.get(name)
+    if reason:
+        return Bad(name, reason)
+    try:
+        captions = tuple(contents.captions.get(name, ())) or _read_sidecar(contents, name)
+        pixels = _decode(contents.root / name, size)
+    except _UnusableError as error:
+        return Bad(name, str(error))
+    return _Picture(name, pixels, hashlib.sha256(pixels.tobytes()).digest(), captions)
+
+
+def _read_sidecar(contents: _Contents, name: str) -> tuple[str, ...]:
+    """The captions in `name.txt` beside `name.png`, one a line; () if there is no such file."""
+    file = PurePosixPath(name).with_suffix(".txt").as_posix()
+    if file not in contents.files:
+        return ()
+    if contents.files[file]:
+        raise _UnusableError(f"bad caption: {file!r} is {contents.files[file]}")
+    try:
+        text = (contents.root / file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise _UnusableError(f"bad caption: {file!r} is not UTF-8") from None
+    except OSError as error:
+        raise _UnusableError(f"bad caption: {file!r} cannot be read, {error.strerror}") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _decode(path: Path, size: int) -> NDArray[np.uint8]:
+    """The centred square of the picture in a file. Returns (3, size, size)."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            upright = ImageOps.exif_transpose(image)
+            square = ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.LANCZOS)
+    except Image.DecompressionBombError:
+        raise _UnusableError(f"too large: more than {MAX_PIXELS >> 20} megapixels") from None
+    except UnidentifiedImageError:
+        reason = f"not an image: its header is none of {', '.join(FORMATS)}" if path.stat().st_size else "empty file"
+        raise _UnusableError(reason) from None
+    except PermissionError:
+        raise _UnusableError("no permission to read") from None
+    except Exception as error:
+        # Damaged files make Pillow raise all sorts of things, from SyntaxError to struct.error.
+        raise _UnusableError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit grey keeps its upper eight bits, transparent pixels are laid over white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose white is unknown")
+    if image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(coloured)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels 0..65535, which Pillow would clip at 255, to 0..255."""
+    grey = np.array(image)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("32-bit pixels, whose white is unknown")
+    if "transparency" in image.info:  # of 16-bit PNG: the one grey level that is transparent
+        grey[grey == image.info["transparency"]] = 65535
+    return Image.fromarray((grey >> 8).astype(np.uint8))

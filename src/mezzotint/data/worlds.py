@@ -1,0 +1,57 @@
+"""Worlds as a source of batches: endless captioned scenes, drawn when they are asked for."""
+
+import random
+from dataclasses import dataclass, replace
+
+from mezzotint import config
+from mezzotint.data.batch import Batch
+from mezzotint.worlds.caption import describe, write
+from mezzotint.worlds.render import render
+from mezzotint.worlds.splits import draw, prefer
+
+
+@dataclass
+class WorldsConfig(config.Config, kind="worlds"):
+    """size: side in pixels. split: see `worlds.splits.draw`. pairs: preference pairs, the winner in the preferred look.
+
+    long_every: one batch in so many has long captions, which leave nothing out; a whole batch, so that the short
+    captions of the others are not padded to their length.
+    """
+
+    size: int = 32
+    split: str = "train"
+    pairs: bool = False
+    long_every: int = 5
+    seed: int = 0
+
+    def build(self) -> "Worlds":
+        return Worlds(self)
+
+
+class Worlds:
+    """A `Source` of scenes. The training stream and the held-out part come from different seeds of the same split."""
+
+    def __init__(self, config: WorldsConfig) -> None:
+        self.config = config
+
+    def batch(self, number: int, size: int) -> Batch:
+        return self._batch(f"train-{number}", size, long=number % self.config.long_every == self.config.long_every - 1)
+
+    def held_out(self, size: int) -> Batch:
+        return self._batch("held-out", size, long=False)
+
+    def _batch(self, name: str, size: int, long: bool) -> Batch:
+        names = [f"worlds-{self.config.seed}-{self.config.split}-{name}-{row}" for row in range(size)]
+        scenes, prompts = [], []
+        for name in names:
+            rng = random.Random(name)
+            scenes.append(draw(rng, self.config.split))
+            description = describe(scenes[-1], rng, long)
+            if self.config.pairs:  # both pictures must be what the caption says
+                description = replace(description, style=None, light=None)
+            prompts.append(write(description, rng))
+        images = render(scenes, self.config.size)
+        if not self.config.pairs:
+            return Batch(images, prompts, names)
+        return Batch(render([prefer(scene) for scene in scenes], self.config.size), prompts, names, rejected=images)
+

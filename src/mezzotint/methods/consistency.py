@@ -1,0 +1,88 @@
+"""Consistency distillation (Song et al. 2023, algorithm 2; guided, in latent space: Luo et al. 2023).
+
+With f(x, t) = x - t v(x, t), which satisfies f(x, 0) = x by itself, and two neighbouring times s < t of a grid:
+
+    x_s = one teacher step, guided, from x_t;    L = E d(f(x_t, t), sg f_avg(x_s, s)),    f_avg(x_0, 0) = x_0
+
+Where we differ: the target's weights are the student's moving average that the Trainer keeps no matter what; `segments`
+splits [0, 1] as multistep consistency models do (Heek et al. 2024), so that a student of `segments` calls is only asked
+to be consistent within each of its own steps and runs them with `euler`. One segment is the original, sampled with the
+`consistency` solver. d is the pseudo-Huber distance of iCT (Song & Dhariwal 2023, eq. 7).
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mezzotint.data.batch import Batch
+from mezzotint.flow.path import interpolate, like
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.models import Cond
+from mezzotint.pipeline import Pipeline
+
+
+@dataclass
+class ConsistencyConfig(MethodConfig, kind="consistency"):
+    """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights."""
+
+    guidance: float = 2.5
+    grid: int = 32
+    segments: int = 4
+    decay: float = 0.95
+    huber: float = 0.03
+
+    def build(self, pipeline: Pipeline) -> "Consistency":
+        return Consistency(self, pipeline)
+
+
+class Consistency(Method):
+    """Roles: the student; its frozen teacher; a frozen target that follows the student."""
+
+    def __init__(self, config: ConsistencyConfig, pipeline: Pipeline) -> None:
+        if config.grid % config.segments:
+            raise ValueError(f"grid must be a multiple of segments, got {config.grid} and {config.segments}")
+        self.config = config
+        self.roles = {
+            "student": Role(pipeline, averaged=True),
+            "teacher": Role(copy.deepcopy(pipeline), trained=False),
+            "target": Role(copy.deepcopy(pipeline), trained=False),
+        }
+
+    def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
+        config = self.config
+        x0 = self.student.codec.encode(batch.images)
+        place = torch.randperm(len(batch)) % config.grid  # every step of the grid about equally often
+        t, s = (place + 1) / config.grid, place / config.grid
+        end = place.div(config.grid // config.segments, rounding_mode="floor") / config.segments  # of this t's segment
+        x_t = interpolate(x0, torch.randn_like(x0), t)
+        with torch.no_grad():
+            x_s = self._teacher_step(batch.prompts, x_t, t, s)
+            jump = self._to_end(self._role("target"), batch.prompts, x_s, s, end)
+            target = torch.where(like(s == end, x0), x_s, jump)
+        difference = self._to_end(self.student, batch.prompts, x_t, t, end) - target
+        # A jump of length t - end scales its error with it: measured as a velocity, all jumps weigh alike.
+        squared = (difference / like(t - end, x0)).square().flatten(1).mean(1)
+        loss = (squared + config.huber**2).sqrt() - config.huber
+        return loss.mean(), {"t": t, "loss": loss.detach()}
+
+    def _role(self, name: str) -> Pipeline:
+        module = self.roles[name].module
+        assert isinstance(module, Pipeline)
+        return module
+
+    def _teacher_step(self, prompts: list[str], x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """One guided Euler step of the teacher from t to s."""
+        teacher = self._role("teacher")
+        cond: Cond = teacher.encode(prompts)
+        return x + like(s - t, x) * teacher.guided(cond, cond.null(), self.config.guidance)(x, t)
+
+    def _to_end(self, pipeline: Pipeline, prompts: list[str], x: Tensor, t: Tensor, end: Tensor) -> Tensor:
+        """One straight jump from t to the end of its segment."""
+        return x + like(end - t, x) * pipeline.velocity(x, t, pipeline.encode(prompts))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        target, student = self._role("target"), self.student
+        torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - self.config.decay)

@@ -1,0 +1,50 @@
+"""Flow matching (Lipman et al. 2022, eq. 9; Liu et al. 2022, eq. 1): pre-training, continued training and fine-tuning.
+
+    L = E_{t, x0, eps} || v(x_t, t, c) - (eps - x0) ||^2
+
+The loss is on the velocity whatever the network predicts; for a data prediction that weighs the error of x0 by 1 / t^2.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mezzotint.data.batch import Batch
+from mezzotint.flow.path import interpolate
+from mezzotint.flow.time import TimeDensity
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.models import Cond
+from mezzotint.pipeline import Pipeline
+
+
+def flow_error(pipeline: Pipeline, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """(B,) squared error of the velocity at x_t, averaged over elements."""
+    v = pipeline.velocity(interpolate(x0, eps, t), t, cond)
+    return (v.float() - (eps - x0)).square().flatten(1).mean(1)
+
+
+@dataclass
+class DenoiseConfig(MethodConfig, kind="denoise"):
+    """drop: share of captions dropped, for guidance. times: density of training times."""
+
+    drop: float = 0.1
+    times: TimeDensity = field(default_factory=TimeDensity)
+
+    def build(self, pipeline: Pipeline) -> "Denoise":
+        return Denoise(self, pipeline)
+
+
+class Denoise(Method):
+    """Roles: the student."""
+
+    def __init__(self, config: DenoiseConfig, pipeline: Pipeline) -> None:
+        self.config = config
+        self.roles = {"student": Role(pipeline, averaged=True)}
+
+    def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
+        x0 = self.student.codec.encode(batch.images)
+        cond = self.student.encode(batch.prompts).drop(torch.rand(len(batch)) < self.config.drop)
+        t = self.config.times.sample(len(batch))
+        error = flow_error(self.student, x0, torch.randn_like(x0), t, cond)
+        return error.mean(), {"t": t, "loss": error.detach()}

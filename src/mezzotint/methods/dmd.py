@@ -1,0 +1,95 @@
+"""Distribution matching distillation to a few steps (DMD2, Yin et al. 2024, algorithm 1), without its GAN term.
+
+The student's samples x are renoised to y = (1 - t) x + t eps, and x is moved to where the teacher's clean estimate of y
+differs from that of a critic trained on the student's own samples:
+
+    g = (x0_critic(y) - x0_teacher(y)) / mean|x - x0_teacher(y)|;    L = 1/2 ||x - sg(x - g)||^2
+
+The critic takes `critic_turns` optimizer steps for each of the student's (two time scales). The student's inputs are what
+it meets when it samples (backward simulation): its own outputs, renoised, at one of its `steps` times drawn at random.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mezzotint.data.batch import Batch
+from mezzotint.flow.path import from_velocity, interpolate, like
+from mezzotint.flow.time import TimeDensity, grid
+from mezzotint.methods.denoise import flow_error
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.models import Cond
+from mezzotint.pipeline import Pipeline
+
+
+@dataclass
+class DMDConfig(MethodConfig, kind="dmd"):
+    """steps: network calls of the student, sampled with `consistency`. guidance: of the teacher. times: of renoising."""
+
+    steps: int = 4
+    guidance: float = 2.5
+    critic_turns: int = 4
+    times: TimeDensity = field(default_factory=lambda: TimeDensity(uniform=1.0))
+
+    def build(self, pipeline: Pipeline) -> "DMD":
+        return DMD(self, pipeline)
+
+
+class DMD(Method):
+    """Roles: the student; its frozen teacher; a critic that denoises the student's samples."""
+
+    def __init__(self, config: DMDConfig, pipeline: Pipeline) -> None:
+        self.config = config
+        self.roles = {
+            "student": Role(pipeline, averaged=True),
+            "teacher": Role(copy.deepcopy(pipeline), trained=False),
+            "critic": Role(copy.deepcopy(pipeline)),
+        }
+
+    def turns(self, step: int) -> list[Turn]:
+        return [("critic",)] * self.config.critic_turns + [("student",)]
+
+    def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
+        if turn == ("critic",):
+            with torch.no_grad():
+                x = self._draw(batch)
+            t = self.config.times.sample(len(batch))
+            error = flow_error(self._role("critic"), x, torch.randn_like(x), t, self._role("critic").encode(batch.prompts))
+            return error.mean(), {"t": t, "loss": error.detach()}
+        x = self._draw(batch)
+        t = self.config.times.sample(len(batch)).clamp(0.02, 0.98)
+        with torch.no_grad():
+            direction = self._direction(x, t, batch.prompts)
+        loss = (x - (x - direction).detach()).square().flatten(1).mean(1) / 2
+        return loss.mean(), {"t": t, "loss": loss.detach(), "direction": direction.abs().flatten(1).mean(1)}
+
+    def _role(self, name: str) -> Pipeline:
+        module = self.roles[name].module
+        assert isinstance(module, Pipeline)
+        return module
+
+    def _draw(self, batch: Batch) -> Tensor:
+        """Samples of the student after a random number of its steps; gradients flow through the last one only."""
+        times = grid(self.config.steps, self.student.config.sampling.shift)
+        cond: Cond = self.student.encode(batch.prompts)
+        x = torch.randn_like(self.student.codec.encode(batch.images))
+        stop = int(torch.randint(self.config.steps, ()))
+        for number, t in enumerate(times[: stop + 1]):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number == stop):
+                now = t.expand(len(x))
+                clean = from_velocity(self.student.velocity(x, now, cond), "data", x, now)
+            if number < stop:
+                x = interpolate(clean, torch.randn_like(x), times[number + 1].expand(len(x)))
+        return clean
+
+    def _direction(self, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+        """The normalised difference of critic and guided teacher (DMD2, eq. 2); zero where both agree."""
+        y = interpolate(x, torch.randn_like(x), t)
+        teacher, critic = self._role("teacher"), self._role("critic")
+        cond = teacher.encode(prompts)
+        real = y - like(t, y) * teacher.guided(cond, cond.null(), self.config.guidance)(y, t)
+        fake = y - like(t, y) * critic.velocity(y, t, critic.encode(prompts))
+        scale = (x - real).abs().flatten(1).mean(1).clamp_min(1e-3)
+        return (fake - real) / like(scale, x)

@@ -1,0 +1,66 @@
+"""The contract between a technique and the Trainer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mezzotint import config
+from mezzotint.data.batch import Batch, Loader
+from mezzotint.pipeline import Pipeline
+
+Metrics = Mapping[str, Tensor]
+Turn = tuple[str, ...]
+
+
+@dataclass
+class Role:
+    """A part that a module plays in a method.
+
+    trained: it has an optimizer; otherwise it is frozen. averaged: a moving average of its weights is kept, and it is the
+    average that previews, evaluation and export see.
+    """
+
+    module: nn.Module
+    trained: bool = True
+    averaged: bool = False
+
+
+class Method:
+    """All that the author of a technique must know. A method has a role called "student": the pipeline that it makes.
+
+    Randomness comes from torch's global generator, which the Trainer seeds before every call from (seed, rank, step), so
+    a method draws freely and resumes exactly.
+    """
+
+    roles: dict[str, Role]
+
+    @property
+    def student(self) -> Pipeline:
+        """The pipeline in training."""
+        module = self.roles["student"].module
+        assert isinstance(module, Pipeline)
+        return module
+
+    def experience(self, loader: Loader, step: int) -> list[Batch]:
+        """What this step learns from: batches whose losses are averaged, weighted by their lengths."""
+        return [next(loader)]
+
+    def turns(self, step: int) -> list[Turn]:
+        """Which roles take an optimizer step, in order; those of one turn share one loss."""
+        return [("student",)]
+
+    def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
+        """The loss of a turn and what to log. Metrics of shape (B,) are per sample: "t" is the time, "loss" the loss."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Changes of frozen roles, after all turns of a step."""
+
+
+class MethodConfig(config.Config, kind="method"):
+    """Base of the methods' configurations."""
+
+    def build(self, pipeline: Pipeline) -> Method:
+        """The method that trains `pipeline`."""
+        raise NotImplementedError

@@ -1,0 +1,11 @@
+"""Where it fits: the networks. Each takes (x, t, cond) and gives a prediction of x's shape.
+
+In: one file per architecture, built from a shared vocabulary (attention, blocks, embed, cond).
+Out: noise schedules, losses, sampling, sharding, files: a model knows nothing of them.
+Gotchas: an image is a video of one frame; positions have three axes and the first idles.
+"""
+
+from mezzotint.models.cond import Cond
+from mezzotint.models.dit import DiT, DiTConfig
+
+__all__ = ["Cond", "DiT", "DiTConfig"]

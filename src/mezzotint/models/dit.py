@@ -1,0 +1,89 @@
+"""DiT (Peebles & Xie 2023) over text and image tokens in one sequence.
+
+Where we differ from the paper: text tokens join the image tokens in every block and share its weights (as in DiT-Air)
+instead of a class label; queries and keys are normalised; positions are both added (fixed sin-cos) and rotated (RoPE with
+axes frame, row, column; text tokens stand at the origin and carry their order in their features).
+
+B batch, C channels, N image tokens, L text tokens, D width, p patch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint import config
+from mezzotint.flow.path import Prediction
+from mezzotint.models.blocks import AdaBlock, Modulation, modulate
+from mezzotint.models.cond import Cond
+from mezzotint.models.embed import TimeEmbedding, image_positions, patchify, rope, sincos_2d, unpatchify
+
+
+@dataclass
+class DiTConfig(config.Config, kind="dit"):
+    """Sizes of a DiT. text_width: of the text features. prediction: what the output means."""
+
+    width: int = 128
+    depth: int = 6
+    heads: int = 4
+    patch: int = 8
+    channels: int = 3
+    text_width: int = 128
+    prediction: Prediction = "data"
+
+    def build(self) -> "DiT":
+        return DiT(self)
+
+
+class DiT(nn.Module):
+    """(B, C, H, W) or (B, C, F, H, W), t (B,), Cond -> prediction of the same shape. H and W are multiples of the patch.
+
+    At initialisation the output is exactly zero and every block is the identity.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.prediction = config.prediction
+        width, patch_size = config.width, config.patch**2 * config.channels
+        head = width // config.heads
+        self.axes = (head - 2 * (head // 3 // 2 * 2), head // 3 // 2 * 2, head // 3 // 2 * 2)  # frame, row, column
+        self.embed_patch = nn.Linear(patch_size, width)
+        self.embed_text = nn.Linear(config.text_width, width)
+        self.embed_pooled = nn.Linear(config.text_width, width)
+        self.embed_time = TimeEmbedding(width)
+        self.blocks = nn.ModuleList(AdaBlock(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = Modulation(width, 2)
+        self.head = nn.Linear(width, patch_size)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.weight.any():
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        video = x if x.ndim == 5 else x[:, :, None]
+        _, _, frames, height, width = video.shape
+        p = self.config.patch
+        if height % p or width % p:
+            raise ValueError(f"height and width must be multiples of the patch {p}, got {height}x{width}")
+
+        positions = image_positions(frames, height // p, width // p, x.device)
+        image = self.embed_patch(patchify(video, p)) + sincos_2d(positions, self.config.width)
+        text = self.embed_text(cond.text)
+        tokens = torch.cat([text, image], dim=1)
+        rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.axes)
+        mask = torch.cat([cond.mask, cond.mask.new_ones(image.shape[:2])], dim=1)
+        c = self.embed_time(t) + self.embed_pooled(cond.pooled)
+
+        for block in self.blocks:
+            tokens = block(tokens, c, rotation, mask)
+
+        image = self.norm(tokens[:, text.shape[1] :])
+        image = self.head(modulate(image, *self.modulation(c)))
+        return unpatchify(image, p, video.shape).reshape(x.shape)

@@ -1,0 +1,71 @@
+"""Numbers to vectors: times, positions, patches. Angles are computed in float32 or better whatever the model runs in.
+
+B batch, N tokens, D width, F frames, H and W rows and columns, p patch side.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoid(value: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """(...,) -> (..., dim): cosines, then sines, at dim / 2 geometric frequencies from 1 to 1 / max_period."""
+    half = dim // 2
+    frequency = max_period ** (-torch.arange(half, dtype=torch.float32, device=value.device) / half)
+    angle = value.float()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1] -> (B, D): a sinusoid of 1000 t through a two-layer MLP (Peebles & Xie 2023)."""
+
+    def __init__(self, dim: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        features: Tensor = self.mlp(sinusoid(1000 * t, self.frequencies))
+        return features
+
+
+def image_positions(frames: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    """(F H W, 3) positions (frame, row, column) of patches in reading order. A picture is a video of one frame."""
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in (frames, rows, columns)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def sincos_2d(positions: Tensor, dim: int) -> Tensor:
+    """(N, 3) positions -> (N, dim) fixed features of row and column, half the channels each. The frame is left to RoPE."""
+    return torch.cat([sinusoid(positions[:, 1], dim // 2), sinusoid(positions[:, 2], dim // 2)], dim=-1)
+
+
+def rope(positions: Tensor, axes: tuple[int, ...], theta: float = 10_000.0) -> Tensor:
+    """Rotations of n-axis rotary embedding (Su et al. 2021; axes split as in FLUX).
+
+    positions (..., n) and channels per axis (each even) -> (..., sum(axes) / 2, 2): cosine and sine for each pair of channels.
+    """
+    angles = []
+    for axis, dim in enumerate(axes):
+        frequency = theta ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim)
+        angles.append(positions[..., axis, None] * frequency)
+    angle = torch.cat(angles, dim=-1)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs (2i, 2i + 1) of x (B, heads, N, d) by `rotation` (N, d / 2, 2) or (B, 1, N, d / 2, 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2).to(x.dtype)
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(B, C, F, H, W) -> (B, F H/p W/p, p p C): patches in reading order, channels last within a patch."""
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # B C F h p w q
+    return x.permute(0, 2, 3, 5, 4, 6, 1).flatten(4).flatten(1, 3)
+
+
+def unpatchify(tokens: Tensor, patch: int, shape: torch.Size) -> Tensor:
+    """The inverse of `patchify` onto a video of `shape` (B, C, F, H, W)."""
+    b, c, f, h, w = shape
+    x = tokens.reshape(b, f, h // patch, w // patch, patch, patch, c)
+    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c, f, h, w)

@@ -1,0 +1,19 @@
+"""Where it fits: Python functions that return whole run configurations; a variant calls another one and changes it.
+
+In: `RECIPES`, every recipe by the name that the command line knows. Out: anything that runs.
+Gotchas: a recipe states what it is expected to reach, or says that it has not been run.
+"""
+
+from collections.abc import Callable
+
+from mezzotint.recipes import tiny
+from mezzotint.train.trainer import RunConfig
+
+RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
+    "tiny.worlds": tiny.worlds,
+    "tiny.sft": tiny.sft,
+    "tiny.dpo": tiny.dpo,
+    "tiny.consistency": tiny.consistency,
+    "tiny.dmd": tiny.dmd,
+    "tiny.images": tiny.images,
+}

@@ -1,0 +1,119 @@
+"""Pixel models that train on a laptop: the stages of the speedrun, and the same model on a folder of images."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mezzotint.data.folder import FolderConfig
+from mezzotint.data.worlds import WorldsConfig
+from mezzotint.flow.time import TimeDensity
+from mezzotint.methods.consistency import ConsistencyConfig
+from mezzotint.methods.denoise import DenoiseConfig
+from mezzotint.methods.dmd import DMDConfig
+from mezzotint.methods.dpo import DPOConfig
+from mezzotint.models import DiTConfig
+from mezzotint.pipeline import PipelineConfig, Sampling
+from mezzotint.text import ByteEncoderConfig
+from mezzotint.train.optim import OptimConfig
+from mezzotint.train.trainer import RunConfig, TrainConfig
+
+SizeName = Literal["xs", "s", "m", "l"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The one dial: width, depth and picture side of the model, and how long it trains. Later stages derive from it."""
+
+    width: int
+    depth: int
+    image: int
+    patch: int
+    batch: int
+    steps: int
+    lr: float
+
+
+SIZES: dict[SizeName, Size] = {
+    "xs": Size(width=64, depth=2, image=32, patch=8, batch=32, steps=120, lr=3e-3),  # seconds: shows that all of it runs
+    "s": Size(width=128, depth=6, image=32, patch=8, batch=128, steps=1400, lr=2e-3),  # 12 minutes on two cores
+    "m": Size(width=384, depth=12, image=64, patch=8, batch=256, steps=20_000, lr=1e-3),  # one GPU; not yet run
+    "l": Size(width=768, depth=16, image=128, patch=8, batch=512, steps=60_000, lr=5e-4),  # one large GPU; not yet run
+}
+PREVIEWS = (
+    "a red star above a blue square",
+    "two green triangles",
+    "a purple ring to the left of an orange cross",
+    "four blue circles",
+    "a large yellow square",
+    "three red crosses, softly shaded, lit from the left",
+    "an orange circle below a green star",
+    "a small purple triangle on a pink background",
+)
+
+
+def worlds(size: SizeName = "s") -> RunConfig:
+    """Pre-training on Worlds, from scratch."""
+    s = SIZES[size]
+    heads = max(2, s.width // 64)
+    return RunConfig(
+        pipeline=PipelineConfig(
+            text=ByteEncoderConfig(width=s.width, depth=1, heads=heads),
+            denoiser=DiTConfig(width=s.width, depth=s.depth, heads=heads, patch=s.patch, text_width=s.width),
+            sampling=Sampling(size=s.image),
+        ),
+        data=WorldsConfig(size=s.image),
+        method=DenoiseConfig(),
+        optim=OptimConfig(lr=s.lr, warmup=s.steps // 20),
+        train=TrainConfig(steps=s.steps, batch=s.batch, preview=max(1, s.steps // 5), preview_prompts=PREVIEWS),
+    )
+
+
+def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
+    """A later stage: so much of the pre-training's steps, at so much of its learning rate."""
+    config = worlds(size)
+    steps = max(4, round(config.train.steps * share))
+    config.optim = replace(config.optim, lr=config.optim.lr * lr, warmup=steps // 10, average=0.99)
+    config.train = replace(config.train, steps=steps, preview=max(1, steps // 2))
+    return config
+
+
+def sft(size: SizeName = "s") -> RunConfig:
+    """Fine-tuning on the preferred sliver: style, light and composition of one taste."""
+    config = _continued(size, share=0.08, lr=0.1)
+    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=1)
+    return config
+
+
+def dpo(size: SizeName = "s") -> RunConfig:
+    """Preference optimisation on pairs whose winner has the preferred look."""
+    config = _continued(size, share=0.06, lr=0.05)
+    config.data = WorldsConfig(size=config.data.size, pairs=True, seed=2)
+    config.method = DPOConfig()
+    return config
+
+
+def consistency(size: SizeName = "s") -> RunConfig:
+    """Distillation to four steps by consistency within four segments."""
+    config = _continued(size, share=0.15, lr=0.3)
+    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
+    config.method = ConsistencyConfig()
+    config.pipeline.sampling = replace(config.pipeline.sampling, steps=4, guidance=1.0)
+    return config
+
+
+def dmd(size: SizeName = "s") -> RunConfig:
+    """Distillation to four steps by distribution matching."""
+    config = consistency(size)
+    config.method = DMDConfig()
+    config.pipeline.sampling = replace(config.pipeline.sampling, solver="consistency")
+    config.train = replace(config.train, steps=max(4, config.train.steps // 4))
+    config.optim = replace(config.optim, lr=config.optim.lr / 3)
+    return config
+
+
+def images(size: SizeName = "s") -> RunConfig:
+    """Pre-training on a folder of captioned images (``--data DIR``)."""
+    config = worlds(size)
+    config.data = FolderConfig(path="", size=config.data.size)
+    config.method = DenoiseConfig(times=TimeDensity(uniform=0.1))
+    config.train = replace(config.train, steps=4 * config.train.steps, preview_prompts=())
+    return config

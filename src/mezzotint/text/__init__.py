@@ -1,0 +1,10 @@
+"""Where it fits: prompts to the conditions that denoisers take.
+
+In: a byte-level encoder that is trained with the model and needs no download.
+Out: caption writing (worlds, data).
+Gotchas: the empty prompt is the null condition, in every encoder.
+"""
+
+from mezzotint.text.bytes import ByteEncoder, ByteEncoderConfig
+
+__all__ = ["ByteEncoder", "ByteEncoderConfig"]

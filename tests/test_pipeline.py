@@ -1,0 +1,125 @@
+"""The only sampling path: what a picture depends on, saving and loading."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mezzotint.errors import UserError
+from mezzotint.models import DiTConfig
+from mezzotint.pipeline import Pipeline, PipelineConfig, load
+
+PROMPTS = ["a red star above a blue circle", "two green squares", "a ring"]
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(pipeline: Pipeline) -> None:
+    # 1e-5: matrix products of another shape may add in another order.
+    together = pipeline(PROMPTS, seed=7)
+    for k, prompt in enumerate(PROMPTS):
+        assert torch.allclose(pipeline(prompt, seed=7 + k), together[k : k + 1], atol=1e-5)
+    several = pipeline(PROMPTS[0], 4, seed=7)
+    assert torch.allclose(pipeline(PROMPTS[0], seed=9), several[2:3], atol=1e-5)
+    assert not torch.allclose(several[0], several[1], atol=1e-2)
+
+
+def test_a_picture_does_not_depend_on_the_size_of_the_batches(pipeline: Pipeline) -> None:
+    assert torch.allclose(pipeline(PROMPTS, 2, batch=64), pipeline(PROMPTS, 2, batch=4), atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "consistency"])
+def test_the_same_settings_give_the_same_bits(pipeline: Pipeline, solver: str) -> None:
+    first, second = pipeline(PROMPTS, seed=3, solver=solver), pipeline(PROMPTS, seed=3, solver=solver)
+    assert torch.equal(first, second)
+    assert first.shape == (3, 3, 32, 32)
+    assert first.abs().max() <= 1
+    assert not torch.equal(first, pipeline(PROMPTS, seed=4, solver=solver))
+
+
+def test_prompt_guidance_and_negative_prompt_matter(pipeline: Pipeline) -> None:
+    plain = pipeline("a red star", guidance=3.0)
+    assert not torch.allclose(plain, pipeline("a blue star", guidance=3.0), atol=1e-3)
+    assert not torch.allclose(plain, pipeline("a red star", guidance=1.0), atol=1e-3)
+    assert not torch.allclose(plain, pipeline("a red star", guidance=3.0, negative="a blue circle"), atol=1e-3)
+    unguided = pipeline("a red star", guidance=1.0)
+    assert torch.equal(unguided, pipeline("a red star", guidance=1.0, negative="a blue circle"))
+
+
+def test_guidance_in_one_call_equals_two(pipeline: Pipeline) -> None:
+    cond = pipeline.encode(PROMPTS)
+    x, t = torch.randn(3, 3, 32, 32), torch.full((3,), 0.6)
+    with torch.no_grad():
+        v_c, v_u = pipeline.velocity(x, t, cond), pipeline.velocity(x, t, cond.null())
+        assert torch.allclose(pipeline.guided(cond, cond.null(), 3.0)(x, t), v_u + 3 * (v_c - v_u), atol=1e-4)
+
+
+def test_the_null_condition_is_the_empty_prompt(pipeline: Pipeline) -> None:
+    x, t = torch.randn(1, 3, 32, 32), torch.full((1,), 0.5)
+    with torch.no_grad():
+        empty, null = pipeline.encode([""]), pipeline.encode(["a red star"]).null()
+        assert torch.allclose(pipeline.velocity(x, t, empty), pipeline.velocity(x, t, null), atol=1e-5)
+
+
+def test_progress_counts_every_step(pipeline: Pipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    pipeline(PROMPTS, 2, steps=2, batch=4, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_sampling_leaves_the_mode_alone(pipeline: Pipeline) -> None:
+    pipeline.train()
+    pipeline("a star")
+    assert pipeline.training
+
+
+def test_wrong_settings_are_named(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match="'stepz'.*'steps'"):
+        pipeline("a star", stepz=3)
+    with pytest.raises(UserError, match="'eulr'.*'euler'"):
+        pipeline("a star", solver="eulr")
+    with pytest.raises(UserError, match="multiple of 8"):
+        pipeline("a star", size=30)
+    with pytest.raises(ValueError, match="2 seeds for 3 pictures"):
+        pipeline(PROMPTS, seed=[1, 2])
+
+
+def test_a_saved_pipeline_draws_the_same_bits(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.save(tmp_path / "export")
+    assert torch.equal(load(tmp_path / "export")(PROMPTS), pipeline(PROMPTS))
+    assert torch.equal(load(tmp_path)(PROMPTS), pipeline(PROMPTS)), "the folder of a run holds its export"
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["model.safetensors", "pipeline.json"]
+
+
+def test_half_precision_halves_the_file_and_keeps_the_picture(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.save(tmp_path / "whole")
+    pipeline.save(tmp_path / "half", torch.float16)
+    whole, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half"))
+    assert half < 0.6 * whole
+    assert torch.allclose(load(tmp_path / "half")(PROMPTS), pipeline(PROMPTS), atol=0.05)
+
+
+def test_loading_refuses_what_is_no_pipeline(pipeline: Pipeline, tiny: PipelineConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"expected pipeline\.json"):
+        load(tmp_path)
+    pipeline.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot read the pipeline"):
+        load(tmp_path)
+    weights.write_bytes(whole)
+    data = json.loads((tmp_path / "pipeline.json").read_text())
+    for change, message in (({"depth": 3}, "another architecture"), ({"dephts": 3}, "'depth'"), ({"kind": "dut"}, "'dit'")):
+        changed = data | {"denoiser": data["denoiser"] | change}
+        (tmp_path / "pipeline.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=message):
+            load(tmp_path)
+
+
+def test_a_config_comes_back_from_its_data(tiny: PipelineConfig) -> None:
+    stored = json.loads(json.dumps(tiny.to_data()))
+    assert PipelineConfig.from_data(stored) == tiny
+    with pytest.raises(UserError, match="expected a DiTConfig"):
+        DiTConfig.from_data(stored)

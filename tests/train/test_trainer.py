@@ -1,0 +1,261 @@
+"""The one loop: exact resume after a stop, a kill, and a kill in the middle of a checkpoint; what it writes; what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mezzotint.data.batch import Batch
+from mezzotint.data.worlds import Worlds, WorldsConfig
+from mezzotint.errors import UserError
+from mezzotint.methods.consistency import ConsistencyConfig
+from mezzotint.methods.dmd import DMDConfig
+from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.method import MethodConfig
+from mezzotint.pipeline import load
+from mezzotint.train import checkpoint
+from mezzotint.train.guard import NonFiniteError
+from mezzotint.train.log import read
+from mezzotint.train.optim import OptimConfig
+from mezzotint.train.stop import Stopped
+from mezzotint.train.trainer import RunConfig, Trainer
+
+Make = Callable[..., RunConfig]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "export" / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Interrupting(Worlds):
+    """A source that sends this process a signal when a certain batch is asked for."""
+
+    def __init__(self, config: WorldsConfig, number: int) -> None:
+        super().__init__(config)
+        self.number = number
+
+    def batch(self, number: int, size: int) -> Batch:
+        if number == self.number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().batch(number, size)
+
+
+@pytest.mark.parametrize("method", [None, DPOConfig(), ConsistencyConfig(), DMDConfig(critic_turns=2)], ids=lambda m: getattr(m, "kind", "denoise"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer: str, run_config: Make, tmp_path: Path) -> None:
+    config = run_config(method, pairs=isinstance(method, DPOConfig))
+    config.optim = replace(config.optim, name=optimizer)
+    Trainer(config, tmp_path / "whole").run()
+    with pytest.raises(Stopped, match="step 4"):
+        Trainer(config, tmp_path / "parts", Interrupting(config.data, 3)).run()  # type: ignore[arg-type]
+    Trainer(config, tmp_path / "parts").run()
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    losses = [[(line["step"], line["loss"]) for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from safetensors import torch as st
+from mezzotint.config import Config
+from mezzotint.train import checkpoint, trainer
+import json, torch
+torch.set_num_threads(1)
+config = trainer.RunConfig.from_data(json.loads(Path(sys.argv[1]).read_text()))
+if sys.argv[3] == "in-checkpoint":
+    real, calls = checkpoint.save_file, []
+    def dies(tensors, path, *rest):
+        calls.append(path)
+        if len(calls) == int(sys.argv[4]):
+            Path(path).write_bytes(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(tensors, path, *rest)
+    checkpoint.save_file = dies
+else:
+    real_step, count = trainer.Trainer._train_step, []
+    def dies_later(self):
+        count.append(1)
+        if len(count) == int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real_step(self)
+    trainer.Trainer._train_step = dies_later
+trainer.Trainer(config, Path(sys.argv[2])).run()
+"""
+
+
+@pytest.mark.parametrize(("where", "when"), [("in-step", 4), ("in-checkpoint", 2), ("in-checkpoint", 5), ("in-checkpoint", 6)])
+def test_kill_9_anywhere_and_again_is_the_same_run(where: str, when: int, run_config: Make, tmp_path: Path) -> None:
+    # A checkpoint of this method has three files of tensors, so the fifth write is in the middle of the second checkpoint.
+    config = run_config()
+    Trainer(config, tmp_path / "whole").run()
+    (tmp_path / "config.json").write_text(__import__("json").dumps(config.to_data()))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(tmp_path / "parts"), where, str(when)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "parts" / "export").exists()
+    Trainer(config, tmp_path / "parts").run()
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_finished_run_stays_what_it_is(run_config: Make, tmp_path: Path) -> None:
+    config = run_config()
+    Trainer(config, tmp_path).run()
+    before, log = weights(tmp_path), (tmp_path / "metrics.jsonl").read_text()
+    Trainer(config, tmp_path).run()
+    assert equal(before, weights(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+
+
+def test_preview_sample_and_export_are_the_same_picture(run_config: Make, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from mezzotint.pictures import to_pil
+
+    trainer = Trainer(run_config(), tmp_path)
+    trained = trainer.run()
+    preview = Image.open(tmp_path / "previews" / "step-00000006.png")
+    sampled = to_pil(load(tmp_path)("a red star", seed=0)[0])
+    assert preview.tobytes() == sampled.tobytes()
+    assert torch.equal(load(tmp_path)("a red star"), trained("a red star"))
+
+
+def test_a_run_says_what_it_was(run_config: Make, tmp_path: Path) -> None:
+    config = run_config()
+    Trainer(config, tmp_path).run()
+    assert RunConfig.from_data(__import__("json").loads((tmp_path / "config.json").read_text())) == config
+    log = read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in log if "held_out" in line] == [3, 6]
+    assert len(log[-1]["held_out_by_time"]) == 8
+    assert [p.name for p in checkpoint.steps(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
+
+
+def test_another_config_is_refused_by_field(run_config: Make, tmp_path: Path) -> None:
+    config = run_config()
+    Trainer(config, tmp_path).run()
+    changed = replace(config, optim=replace(config.optim, lr=5e-4))
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.001, now 0\.0005"):
+        Trainer(changed, tmp_path).run()
+
+
+def test_starting_from_another_architecture_is_refused(run_config: Make, tmp_path: Path) -> None:
+    config = run_config()
+    Trainer(config, tmp_path / "a").run()
+    other = replace(config, init=str(tmp_path / "a"), pipeline=replace(config.pipeline, denoiser=replace(config.pipeline.denoiser, depth=3)))
+    with pytest.raises(UserError, match="another architecture"):
+        Trainer(other, tmp_path / "b")
+
+
+def test_a_damaged_checkpoint_is_named(run_config: Make, tmp_path: Path) -> None:
+    config = run_config()
+    Trainer(config, tmp_path).run()
+    last = checkpoint.steps(tmp_path / "checkpoints")[-1]
+    (last / "student.safetensors").write_bytes(b"noise")
+    with pytest.raises(UserError, match=r"step-00000006 is damaged .* remove that folder"):
+        Trainer(config, tmp_path).run()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config()
+    real = checkpoint.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device; free some space.*last whole one is step-00000002"):
+        Trainer(config, tmp_path / "run").run()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    Trainer(config, tmp_path / "run").run()
+    Trainer(config, tmp_path / "whole").run()
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(run_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        Trainer(run_config(), tmp_path / "file" / "run").run()
+
+
+class Poisoned(Worlds):
+    """A source with one picture that is not finite."""
+
+    def batch(self, number: int, size: int) -> Batch:
+        batch = super().batch(number, size)
+        if number == 2:
+            batch.images[1, 0, 3, 3] = torch.nan
+        return batch
+
+
+def test_a_bad_picture_stops_the_run_and_is_named(run_config: Make, tmp_path: Path) -> None:
+    config = run_config()
+    with pytest.raises(NonFiniteError) as error:
+        Trainer(config, tmp_path, Poisoned(WorldsConfig())).run()
+    message = str(error.value)
+    assert "loss is not finite at step 2" in message
+    assert "output of student.denoiser.embed_patch" in message
+    assert "worlds-0-train-train-2-1 (" in message
+    assert "t = 0." in message
+    assert "train-2-0" not in message, "only the bad sample is named"
+
+
+def test_a_weight_that_is_not_finite_is_found(run_config: Make, tmp_path: Path) -> None:
+    trainer = Trainer(run_config(), tmp_path)
+    with torch.no_grad():
+        trainer.method.student.denoiser.blocks[1].mlp[0].weight[0, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"student\.denoiser\.blocks\.1\.mlp\.0"):
+        trainer.run()
+
+
+def test_accumulating_equals_one_large_batch(run_config: Make, tmp_path: Path) -> None:
+    class Halves(Worlds):
+        """Batch k of two is half of batch 0 of four."""
+
+        def batch(self, number: int, size: int) -> Batch:
+            whole = super().batch(0, 4)
+            part = slice(0, 4) if size == 4 else slice(2 * (number % 2), 2 * (number % 2) + 2)
+            return Batch(whole.images[part], whole.prompts[part], whole.ids[part])
+
+    grads = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        trainer = Trainer(run_config(batch=batch, accumulate=accumulate), tmp_path, Halves(WorldsConfig()))
+        error = lambda b, turn, step: (trainer.method.student.encode(b.prompts).pooled.square().mean(), {})  # noqa: E731
+        trainer.method.loss = error  # type: ignore[method-assign, assignment]
+        batches = [b for _ in range(accumulate) for b in trainer.method.experience(trainer.loader, 0)]
+        trainer._accumulate(batches, ("student",), 1, {})
+        grads.append([p.grad.clone() for p in trainer.parameters["student"] if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+    assert any(g.abs().max() > 1e-4 for g in grads[0])
+
+
+def test_frozen_roles_stay_and_turns_train_only_their_own(run_config: Make, tmp_path: Path) -> None:
+    trainer = Trainer(run_config(DMDConfig(critic_turns=1), steps=2), tmp_path)
+    before = {name: {k: v.clone() for k, v in role.module.state_dict().items()} for name, role in trainer.method.roles.items()}
+    trainer.run()
+    after = {name: role.module.state_dict() for name, role in trainer.method.roles.items()}
+    assert equal(before["teacher"], after["teacher"])
+    assert not equal(before["student"], after["student"])
+    assert not equal(before["critic"], after["critic"])
+
+
+@pytest.mark.parametrize(("decay", "middle", "end"), [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)])
+def test_learning_rates(decay: str, middle: float, end: float) -> None:
+    optim = OptimConfig(lr=2.0, warmup=10, decay=decay)  # type: ignore[arg-type]
+    assert optim.rate(0, 110) == pytest.approx(2.0 / 11)
+    assert optim.rate(10, 110) == 2.0
+    assert optim.rate(60, 110) == pytest.approx(2.0 * middle)
+    assert optim.rate(109, 110) == pytest.approx(2.0 * end, abs=0.03)
