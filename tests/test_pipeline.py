@@ -73,9 +73,9 @@ def test_sampling_leaves_the_mode_alone(pipeline: Pipeline) -> None:
 
 
 def test_wrong_settings_are_named(pipeline: Pipeline) -> None:
-    with pytest.raises(UserError, match="'stepz'.*'steps'"):
+    with pytest.raises(UserError, match=r"'stepz'.*'steps'"):
         pipeline("a star", stepz=3)
-    with pytest.raises(UserError, match="'eulr'.*'euler'"):
+    with pytest.raises(UserError, match=r"'eulr'.*'euler'"):
         pipeline("a star", solver="eulr")
     with pytest.raises(UserError, match="multiple of 8"):
         pipeline("a star", size=30)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mezzotint.pipeline import Sampling
 
-Positional = tyro.conf.Positional
+
 SizeName = Literal["xs", "s", "m", "l"]
 USAGE = """usage: mezzotint VERB ...
 
@@ -49,7 +49,7 @@ class SpeedrunOptions:
 class TrainOptions:
     """Run a recipe. Any field of the recipe can be set by its dotted name, as in --train.steps 100 (--fields lists them)."""
 
-    recipe: Positional[str]
+    recipe: tyro.conf.Positional[str]
     """Name of the recipe, as in tiny.worlds."""
     data: Path | None = None
     """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv."""
@@ -65,7 +65,7 @@ class TrainOptions:
 class SampleOptions:
     """Draw pictures of a prompt."""
 
-    prompt: Positional[str]
+    prompt: tyro.conf.Positional[str]
     """What to draw."""
     model: str = "starter"
     """A packaged model, an exported pipeline, or the folder of a run."""
@@ -91,7 +91,7 @@ class SampleOptions:
 class EvalOptions:
     """Measure a model."""
 
-    model: Positional[str]
+    model: tyro.conf.Positional[str]
     """A packaged model, an exported pipeline, or the folder of a run."""
     suite: Literal["worlds", "images"] = "worlds"
     """worlds: the judge's six tasks. images: distance to held-out images of a folder."""
@@ -114,6 +114,8 @@ def speedrun(options: SpeedrunOptions) -> None:
 
 
 def train(options: TrainOptions, rest: list[str]) -> None:
+    from mezzotint.data.folder import Folder
+    from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
     from mezzotint.train.trainer import RunConfig, Trainer
 
@@ -134,14 +136,15 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     config = tyro.cli(RunConfig, default=config, args=rest, config=conf, prog=f"mezzotint train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
     source = config.data.build()
-    if hasattr(source, "report"):
+    if isinstance(source, Folder):
         print(source.report(), file=sys.stderr)
+        if source.bad:
+            folder.mkdir(parents=True, exist_ok=True)
+            source.write_bad(folder / "set-aside.jsonl")
     with _progress() as progress:
         pipeline = Trainer(config, folder, source, progress).run()
     print(f"pipeline: {folder / 'export'}")
-    if config.data.kind == "folder":
-        from mezzotint.evals import images
-
+    if isinstance(source, Folder):
         _print_result(images.evaluate(pipeline, source))
 
 
@@ -237,11 +240,18 @@ def _progress() -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True))
 
 
-VERBS: dict[str, tuple[type, Callable[..., None]]] = {
+VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "speedrun": (SpeedrunOptions, speedrun),
     "train": (TrainOptions, train),
     "sample": (SampleOptions, sample),

@@ -81,7 +81,9 @@ class Pipeline(nn.Module):
         """The velocity at x (B, ...) and t (B,), whatever the denoiser predicts."""
         return to_velocity(self.denoiser(x, t, cond), self.denoiser.prediction, x, t)
 
-    def guided(self, cond: Cond, null: Cond, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Callable[[Tensor, Tensor], Tensor]:
+    def guided(
+        self, cond: Cond, null: Cond, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoise function of B conditions under classifier-free guidance, both branches in one network call."""
         pair = Cond.cat([cond, null])
 
@@ -135,9 +137,10 @@ class Pipeline(nn.Module):
             null = self.encode([negative] * len(generators)) if negative else None
             done = start // settings.batch * settings.steps
             for number, step in enumerate(self.steps(self.encode(asked[part]), generators, settings, null), start=1):
+                latents = step.x
                 if progress is not None:
                     progress(done + number, total)
-            images.append(self.codec.decode(step.x).float().cpu())
+            images.append(self.codec.decode(latents).float().cpu())
         self.train(training)
         return torch.cat(images)
 
@@ -200,7 +203,9 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) ->
     own = module.state_dict()
     wrong = [f"{n} is missing" for n in own if n not in tensors] + [f"{n} is not of this model" for n in tensors if n not in own]
     wrong += [
-        f"{n} is {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}" for n in own if n in tensors and own[n].shape != tensors[n].shape
+        f"{n} is {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in tensors and own[n].shape != tensors[n].shape
     ]
     if wrong:
         raise UserError(f"{source} holds weights of another architecture: {wrong[0]} ({len(wrong)} differences)")

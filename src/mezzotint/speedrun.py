@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def parts(folder: Path, size: tiny.SizeName) -> list[Part]:
         ("dpo", "Preference optimisation", tiny.dpo(size)),
         ("distil", "Distillation to 4 steps", tiny.consistency(size)),
     ]
-    for (before, _, _), (_, _, config) in zip(chain, chain[1:], strict=False):
+    for (before, _, _), (_, _, config) in pairwise(chain):
         config.init = str(folder / before / "export")
     return [Part(folder / name, title, config) for name, title, config in chain]
 

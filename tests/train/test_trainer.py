@@ -1,5 +1,6 @@
 """The one loop: exact resume after a stop, a kill, and a kill in the middle of a checkpoint; what it writes; what it refuses."""
 
+import json
 import os
 import signal
 import subprocess
@@ -51,7 +52,9 @@ class Interrupting(Worlds):
         return super().batch(number, size)
 
 
-@pytest.mark.parametrize("method", [None, DPOConfig(), ConsistencyConfig(), DMDConfig(critic_turns=2)], ids=lambda m: getattr(m, "kind", "denoise"))
+@pytest.mark.parametrize(
+    "method", [None, DPOConfig(), ConsistencyConfig(), DMDConfig(critic_turns=2)], ids=lambda m: getattr(m, "kind", "denoise")
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer: str, run_config: Make, tmp_path: Path) -> None:
     config = run_config(method, pairs=isinstance(method, DPOConfig))
@@ -61,7 +64,9 @@ def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer
         Trainer(config, tmp_path / "parts", Interrupting(config.data, 3)).run()  # type: ignore[arg-type]
     Trainer(config, tmp_path / "parts").run()
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    losses = [[(line["step"], line["loss"]) for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("whole", "parts")]
+    losses = [
+        [(line["step"], line["loss"]) for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("whole", "parts")
+    ]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
 
@@ -101,7 +106,7 @@ def test_kill_9_anywhere_and_again_is_the_same_run(where: str, when: int, run_co
     # A checkpoint of this method has three files of tensors, so the fifth write is in the middle of the second checkpoint.
     config = run_config()
     Trainer(config, tmp_path / "whole").run()
-    (tmp_path / "config.json").write_text(__import__("json").dumps(config.to_data()))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_data()))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(tmp_path / "parts"), where, str(when)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert not (tmp_path / "parts" / "export").exists()
@@ -134,7 +139,7 @@ def test_preview_sample_and_export_are_the_same_picture(run_config: Make, tmp_pa
 def test_a_run_says_what_it_was(run_config: Make, tmp_path: Path) -> None:
     config = run_config()
     Trainer(config, tmp_path).run()
-    assert RunConfig.from_data(__import__("json").loads((tmp_path / "config.json").read_text())) == config
+    assert RunConfig.from_data(json.loads((tmp_path / "config.json").read_text())) == config
     log = read(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in log if "held_out" in line] == [3, 6]
     assert len(log[-1]["held_out_by_time"]) == 8
@@ -152,7 +157,9 @@ def test_another_config_is_refused_by_field(run_config: Make, tmp_path: Path) ->
 def test_starting_from_another_architecture_is_refused(run_config: Make, tmp_path: Path) -> None:
     config = run_config()
     Trainer(config, tmp_path / "a").run()
-    other = replace(config, init=str(tmp_path / "a"), pipeline=replace(config.pipeline, denoiser=replace(config.pipeline.denoiser, depth=3)))
+    other = replace(
+        config, init=str(tmp_path / "a"), pipeline=replace(config.pipeline, denoiser=replace(config.pipeline.denoiser, depth=3))
+    )
     with pytest.raises(UserError, match="another architecture"):
         Trainer(other, tmp_path / "b")
 
@@ -176,7 +183,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(run_config: Make, tmp_path: Path,
         real(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="No space left on device; free some space.*last whole one is step-00000002"):
+    with pytest.raises(UserError, match=r"No space left on device; free some space.*last whole one is step-00000002"):
         Trainer(config, tmp_path / "run").run()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
@@ -230,14 +237,15 @@ def test_accumulating_equals_one_large_batch(run_config: Make, tmp_path: Path) -
             part = slice(0, 4) if size == 4 else slice(2 * (number % 2), 2 * (number % 2) + 2)
             return Batch(whole.images[part], whole.prompts[part], whole.ids[part])
 
-    grads = []
-    for batch, accumulate in ((4, 1), (2, 2)):
+    def gradients(batch: int, accumulate: int) -> list[torch.Tensor]:
         trainer = Trainer(run_config(batch=batch, accumulate=accumulate), tmp_path, Halves(WorldsConfig()))
         error = lambda b, turn, step: (trainer.method.student.encode(b.prompts).pooled.square().mean(), {})  # noqa: E731
         trainer.method.loss = error  # type: ignore[method-assign, assignment]
         batches = [b for _ in range(accumulate) for b in trainer.method.experience(trainer.loader, 0)]
         trainer._accumulate(batches, ("student",), 1, {})
-        grads.append([p.grad.clone() for p in trainer.parameters["student"] if p.grad is not None])
+        return [p.grad for p in trainer.parameters["student"] if p.grad is not None]
+
+    grads = gradients(4, 1), gradients(2, 2)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
     assert any(g.abs().max() > 1e-4 for g in grads[0])
 

@@ -54,4 +54,3 @@ class Worlds:
         if not self.config.pairs:
             return Batch(images, prompts, names)
         return Batch(render([prefer(scene) for scene in scenes], self.config.size), prompts, names, rejected=images)
-

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-
 from mezzotint.evals import features
 from mezzotint.evals.distance import diversity, frechet, kernel
 from mezzotint.pipeline import Pipeline, Sampling
 from mezzotint.worlds import judge
 from mezzotint.worlds.caption import write
 from mezzotint.worlds.render import render
-from mezzotint.worlds.scene import Description, Mention, Scene, groups, relation
+from mezzotint.worlds.scene import OPPOSITE, Description, Mention, Scene, groups, held_out, relation
 from mezzotint.worlds.splits import draw
 
 
@@ -69,9 +68,15 @@ def prompts(task: str, number: int, split: str, seed: int) -> list[str]:
     out: list[str] = []
     while len(out) < number:
         scene = draw(rng, split)
-        if fits(scene):
+        if fits(scene) and (split != "held-out" or _names_held_out(describe(scene))):
             out.append(write(describe(scene), rng))
     return out
+
+
+def _names_held_out(said: Description) -> bool:
+    """Whether the words, and not just the scene behind them, contain a held-out composition."""
+    wheres = (said.relation, OPPOSITE[said.relation]) if said.relation else (None, None)
+    return any(m.colour is not None and held_out(m.colour, m.shape, where) for m, where in zip(said.mentions, wheres, strict=False))
 
 
 def evaluate(

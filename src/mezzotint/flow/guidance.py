@@ -29,5 +29,3 @@ def cfg(conditional: Denoise, both: Branches, scale: float, interval: tuple[floa
         return v_u + scale * (v_c - v_u)
 
     return denoise
-
-

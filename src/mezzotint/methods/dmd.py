@@ -10,6 +10,7 @@ it meets when it samples (backward simulation): its own outputs, renoised, at on
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,7 +49,7 @@ class DMD(Method):
             "critic": Role(copy.deepcopy(pipeline)),
         }
 
-    def turns(self, step: int) -> list[Turn]:
+    def turns(self, step: int) -> Sequence[Turn]:
         return [("critic",)] * self.config.critic_turns + [("student",)]
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:

@@ -1,6 +1,6 @@
 """The contract between a technique and the Trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Method:
         """What this step learns from: batches whose losses are averaged, weighted by their lengths."""
         return [next(loader)]
 
-    def turns(self, step: int) -> list[Turn]:
+    def turns(self, step: int) -> Sequence[Turn]:
         """Which roles take an optimizer step, in order; those of one turn share one loss."""
         return [("student",)]
 

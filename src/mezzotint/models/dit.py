@@ -16,7 +16,7 @@ from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.blocks import AdaBlock, Modulation, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.embed import TimeEmbedding, image_positions, patchify, rope, sincos_2d, unpatchify
+from mezzotint.models.embed import TimeEmbedding, image_positions, patchify, rope, rope_axes, sincos_2d, unpatchify
 
 
 @dataclass
@@ -46,8 +46,7 @@ class DiT(nn.Module):
         self.config = config
         self.prediction = config.prediction
         width, patch_size = config.width, config.patch**2 * config.channels
-        head = width // config.heads
-        self.axes = (head - 2 * (head // 3 // 2 * 2), head // 3 // 2 * 2, head // 3 // 2 * 2)  # frame, row, column
+        self.axes = rope_axes(width // config.heads)
         self.embed_patch = nn.Linear(patch_size, width)
         self.embed_text = nn.Linear(config.text_width, width)
         self.embed_pooled = nn.Linear(config.text_width, width)
@@ -60,9 +59,12 @@ class DiT(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module.weight.any():
+            if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                module.reset_parameters()
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -39,6 +39,14 @@ def sincos_2d(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([sinusoid(positions[:, 1], dim // 2), sinusoid(positions[:, 2], dim // 2)], dim=-1)
 
 
+def rope_axes(head: int) -> tuple[int, int, int]:
+    """How many of a head's channels turn with frame, row and column: about 1 : 3.5 : 3.5, as FLUX's (16, 56, 56) of 128."""
+    if head % 2:
+        raise ValueError(f"a head must have an even number of channels, got {head}")
+    side = (head - head // 8) // 4 * 2
+    return head - 2 * side, side, side
+
+
 def rope(positions: Tensor, axes: tuple[int, ...], theta: float = 10_000.0) -> Tensor:
     """Rotations of n-axis rotary embedding (Su et al. 2021; axes split as in FLUX).
 

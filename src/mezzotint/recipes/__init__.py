@@ -11,6 +11,7 @@ from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.worlds": tiny.worlds,
+    "tiny.starter": tiny.starter,
     "tiny.sft": tiny.sft,
     "tiny.dpo": tiny.dpo,
     "tiny.consistency": tiny.consistency,

@@ -1,6 +1,6 @@
 """Pixel models that train on a laptop: the stages of the speedrun, and the same model on a folder of images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from mezzotint.data.folder import FolderConfig
@@ -21,23 +21,24 @@ SizeName = Literal["xs", "s", "m", "l"]
 
 @dataclass(frozen=True)
 class Size:
-    """The one dial: width, depth and picture side of the model, and how long it trains. Later stages derive from it."""
+    """The one dial: width and depth of the model, width of its text encoder, picture side, and how long it trains."""
 
     width: int
     depth: int
+    text: int
     image: int
-    patch: int
     batch: int
     steps: int
     lr: float
 
 
 SIZES: dict[SizeName, Size] = {
-    "xs": Size(width=64, depth=2, image=32, patch=8, batch=32, steps=120, lr=3e-3),  # seconds: shows that all of it runs
-    "s": Size(width=128, depth=6, image=32, patch=8, batch=128, steps=1400, lr=2e-3),  # 12 minutes on two cores
-    "m": Size(width=384, depth=12, image=64, patch=8, batch=256, steps=20_000, lr=1e-3),  # one GPU; not yet run
-    "l": Size(width=768, depth=16, image=128, patch=8, batch=512, steps=60_000, lr=5e-4),  # one large GPU; not yet run
+    "xs": Size(width=64, depth=2, text=64, image=32, batch=32, steps=120, lr=3e-3),  # seconds: shows that all of it runs
+    "s": Size(width=192, depth=4, text=128, image=32, batch=128, steps=900, lr=3e-3),  # 11 minutes on two cores
+    "m": Size(width=384, depth=12, text=256, image=64, batch=256, steps=20_000, lr=1e-3),  # one GPU; not yet run
+    "l": Size(width=768, depth=16, text=512, image=128, batch=512, steps=60_000, lr=5e-4),  # one large GPU; not yet run
 }
+PATCH, HEAD = 8, 64  # pixels a side, and channels of an attention head
 PREVIEWS = (
     "a red star above a blue square",
     "two green triangles",
@@ -53,26 +54,33 @@ PREVIEWS = (
 def worlds(size: SizeName = "s") -> RunConfig:
     """Pre-training on Worlds, from scratch."""
     s = SIZES[size]
-    heads = max(2, s.width // 64)
     return RunConfig(
         pipeline=PipelineConfig(
-            text=ByteEncoderConfig(width=s.width, depth=1, heads=heads),
-            denoiser=DiTConfig(width=s.width, depth=s.depth, heads=heads, patch=s.patch, text_width=s.width),
+            text=ByteEncoderConfig(width=s.text, heads=s.text // HEAD),
+            denoiser=DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, patch=PATCH, text_width=s.text),
             sampling=Sampling(size=s.image),
         ),
         data=WorldsConfig(size=s.image),
-        method=DenoiseConfig(),
-        optim=OptimConfig(lr=s.lr, warmup=s.steps // 20),
+        method=DenoiseConfig(times=TimeDensity(mean=0.8)),
+        optim=OptimConfig(name="muon", lr=s.lr, warmup=s.steps // 20),
         train=TrainConfig(steps=s.steps, batch=s.batch, preview=max(1, s.steps // 5), preview_prompts=PREVIEWS),
     )
+
+
+def starter(size: SizeName = "s") -> RunConfig:
+    """The packaged model: pre-training, four times as long."""
+    config = worlds(size)
+    config.train = config.train.replace(steps=4 * config.train.steps, preview=450)
+    config.optim = config.optim.replace(warmup=90)
+    return config
 
 
 def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
     """A later stage: so much of the pre-training's steps, at so much of its learning rate."""
     config = worlds(size)
     steps = max(4, round(config.train.steps * share))
-    config.optim = replace(config.optim, lr=config.optim.lr * lr, warmup=steps // 10, average=0.99)
-    config.train = replace(config.train, steps=steps, preview=max(1, steps // 2))
+    config.optim = config.optim.replace(lr=config.optim.lr * lr, warmup=steps // 10, average=0.99)
+    config.train = config.train.replace(steps=steps, preview=max(1, steps // 2))
     return config
 
 
@@ -96,7 +104,7 @@ def consistency(size: SizeName = "s") -> RunConfig:
     config = _continued(size, share=0.15, lr=0.3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     config.method = ConsistencyConfig()
-    config.pipeline.sampling = replace(config.pipeline.sampling, steps=4, guidance=1.0)
+    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0)
     return config
 
 
@@ -104,9 +112,9 @@ def dmd(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by distribution matching."""
     config = consistency(size)
     config.method = DMDConfig()
-    config.pipeline.sampling = replace(config.pipeline.sampling, solver="consistency")
-    config.train = replace(config.train, steps=max(4, config.train.steps // 4))
-    config.optim = replace(config.optim, lr=config.optim.lr / 3)
+    config.pipeline.sampling = config.pipeline.sampling.replace(solver="consistency")
+    config.train = config.train.replace(steps=max(4, config.train.steps // 4))
+    config.optim = config.optim.replace(lr=config.optim.lr / 3)
     return config
 
 
@@ -114,6 +122,5 @@ def images(size: SizeName = "s") -> RunConfig:
     """Pre-training on a folder of captioned images (``--data DIR``)."""
     config = worlds(size)
     config.data = FolderConfig(path="", size=config.data.size)
-    config.method = DenoiseConfig(times=TimeDensity(uniform=0.1))
-    config.train = replace(config.train, steps=4 * config.train.steps, preview_prompts=())
+    config.train = config.train.replace(steps=4 * config.train.steps, preview_prompts=())
     return config

@@ -1,6 +1,7 @@
 """Optimizers, the schedule of their learning rate, and moving averages of weights."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -39,8 +40,8 @@ class OptimConfig(config.Config, kind="optim"):
     def build(self, module: nn.Module) -> list[Optimizer]:
         """The optimizers of a module's trainable parameters: each parameter in exactly one of them."""
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        # Embeddings, the patch and output layers and all vectors are no maps between hidden states (Jordan et al. 2024).
-        hidden = [p for name, p in named if self.name == "muon" and p.ndim == 2 and ".blocks." in f".{name}"]
+        # Embeddings, patch, modulation and output layers and all vectors are no maps between hidden states of tokens.
+        hidden = [p for name, p in named if self.name == "muon" and p.ndim == 2 and re.search(r"blocks\.\d+\.(attention|mlp)\.", name)]
         rest = [p for _, p in named if all(p is not h for h in hidden)]
         optimizers: list[Optimizer] = []
         if hidden:

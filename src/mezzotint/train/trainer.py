@@ -9,6 +9,7 @@ import copy
 import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -136,7 +137,8 @@ class Trainer:
         for index, batch in enumerate(batches):
             loss, metrics = self._loss(batch, turn, number, index)
             if not loss.isfinite():
-                raise explain("the loss", self.step, self.method.roles, batch, metrics, lambda b=batch, i=index: self._loss(b, turn, number, i))
+                rerun = partial(self._loss, batch, turn, number, index)
+                raise explain("the loss", self.step, self.method.roles, batch, metrics, rerun)
             share = len(batch) / samples
             (loss * share).backward()
             for key, value in {**metrics, "loss": loss.detach()}.items():
@@ -152,8 +154,8 @@ class Trainer:
         """Clip, step the optimizers, move the average, and let go of the gradients of one role."""
         norm = clip_(self.parameters[name], self.config.optim.clip)
         if not norm.isfinite():
-            _, metrics = self._loss(batches[0], turn, number, 0)
-            raise explain("the gradient", self.step, self.method.roles, batches[0], metrics, lambda: self._loss(batches[0], turn, number, 0))
+            rerun = partial(self._loss, batches[0], turn, number, 0)
+            raise explain("the gradient", self.step, self.method.roles, batches[0], rerun()[1], rerun)
         logged["grad_norm" if name == "student" else f"{name}.grad_norm"] = float(norm)
         for optimizer in self.optimizers[name]:
             for group in optimizer.param_groups:

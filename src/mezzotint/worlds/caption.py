@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mezzotint.worlds.scene import BACKGROUNDS, COLOURS, LIGHTS, SHAPES, SIZES, STYLES, Description, Mention, Scene, groups, relation
+from mezzotint.worlds.scene import BACKGROUNDS, COLOURS, LIGHTS, STYLES, Description, Mention, Scene, groups, relation
 
 NAMES: dict[str, tuple[tuple[str, str], ...]] = {  # shape: (singular, plural), the usual name first
     "circle": (("circle", "circles"), ("disc", "discs")),
@@ -110,7 +110,10 @@ _SIZE_OF = {word: size for size, words in SIZE_WORDS.items() for word in words}
 _COUNT_OF = {"a": 1, "an": 1, "one": 1, **{word: n for n, word in NUMBERS.items()}}
 _RELATION_OF = {words: where for where, phrasings in RELATION_WORDS.items() for words in phrasings}
 _NOUN = re.compile(
-    rf"(?P<count>{_one_of(list(_COUNT_OF))})(?: (?P<size>{_one_of(list(_SIZE_OF))}))?(?: (?P<colour>{_one_of(list(COLOURS))}))? (?P<shape>{_one_of(list(_SHAPE_OF))})\b"
+    rf"(?P<count>{_one_of(list(_COUNT_OF))})"
+    rf"(?: (?P<size>{_one_of(list(_SIZE_OF))}))?"
+    rf"(?: (?P<colour>{_one_of(list(COLOURS))}))?"
+    rf" (?P<shape>{_one_of(list(_SHAPE_OF))})\b"
 )
 _SETTING = {
     "background": {template.format(name): name for name in BACKGROUNDS for template in BACKGROUND_WORDS},
@@ -145,4 +148,3 @@ def _mention(noun: re.Match[str]) -> Mention:
         colour=noun["colour"],
         size=_SIZE_OF[noun["size"]] if noun["size"] else None,
     )
-

@@ -24,7 +24,9 @@ def render(scenes: Sequence[Scene], size: int) -> Tensor:
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     step = max(1, PIXELS_AT_ONCE // (size * size))
-    return torch.cat([_render(scenes[i : i + step], size) for i in range(0, len(scenes), step)]) if scenes else torch.empty(0, 3, size, size)
+    return (
+        torch.cat([_render(scenes[i : i + step], size) for i in range(0, len(scenes), step)]) if scenes else torch.empty(0, 3, size, size)
+    )
 
 
 def _render(scenes: Sequence[Scene], size: int) -> Tensor:

@@ -84,7 +84,9 @@ class Description:
         The world of a description is closed, unlike GenEval's photographs: "a star" is a picture of one star and of
         nothing else. Every thing must belong to one mention and every mention must have exactly its count.
         """
-        if any(said not in (None, shown) for said, shown in zip(self._setting(), (scene.background, scene.style, scene.light), strict=True)):
+        if any(
+            said not in (None, shown) for said, shown in zip(self._setting(), (scene.background, scene.style, scene.light), strict=True)
+        ):
             return False
         return any(self._relation_holds(groups) for groups in _assignments(self.mentions, list(scene.things)))
 

@@ -73,7 +73,9 @@ def _place(rng: random.Random, sizes: list[str]) -> list[tuple[float, float]] | 
         low = _border(size)
         for _ in range(20):
             x, y = rng.uniform(low, 1 - low), rng.uniform(low, 1 - low)
-            apart = all((x - px) ** 2 + (y - py) ** 2 > (SIZES[size] + SIZES[s] + GAP) ** 2 for (px, py), s in zip(placed, sizes, strict=False))
+            apart = all(
+                (x - px) ** 2 + (y - py) ** 2 > (SIZES[size] + SIZES[s] + GAP) ** 2 for (px, py), s in zip(placed, sizes, strict=False)
+            )
             clear = len(sizes) != 2 or number == 0 or direction(x - placed[0][0], y - placed[0][1]) is not None
             if apart and clear:
                 placed.append((x, y))

@@ -1,0 +1,157 @@
+"""The command line as a user meets it: what it prints, what it writes, and its exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mezzotint.cli import main
+from mezzotint.pictures import to_pil
+from mezzotint.pipeline import Pipeline, load
+from mezzotint.recipes import tiny
+from mezzotint.train.log import read
+
+FAST = ["--size", "xs", "--train.steps", "2", "--train.batch", "2", "--train.held-out", "2", "--train.log", "1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of twelve captioned pictures."""
+    data = tmp_path / "pictures"
+    data.mkdir()
+    for k in range(12):
+        Image.new("RGB", (40, 30), (20 * k, 100, 255 - 20 * k)).save(data / f"{k}.png")
+        (data / f"{k}.txt").write_text(f"colour number {k}\n")
+    return data
+
+
+def test_help_answers_within_a_second() -> None:
+    command = [sys.executable, "-m", "mezzotint.cli", "--help"]
+    subprocess.run(command, check=True, capture_output=True)  # warms the file cache
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1
+    assert all(verb in out for verb in ("speedrun", "train", "sample", "eval"))
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from mezzotint.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["speedrun", "train", "sample", "eval"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--help"])
+    assert done.value.code == 0
+    assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smaple"], "unknown verb 'smaple'; did you mean 'sample'?"),
+        (["train", "tiny.world"], "unknown recipe 'tiny.world'; did you mean 'tiny.worlds'?"),
+        (["train", "tiny.worlds", "--train.stpes", "3"], "unknown field of tiny.worlds 'train.stpes'; did you mean 'train.steps'?"),
+        (["sample", "a star", "--model", "nowhere"], "no pipeline at nowhere: the folder does not exist"),
+        (["train", "tiny.images", "--data", "nowhere"], "nowhere"),
+        (["eval", "nowhere"], "no pipeline at nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.strip().count("\n") == 0
+    assert captured.out == ""
+
+
+def test_a_value_of_the_wrong_type_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["train", "tiny.worlds", "--train.steps", "many"])
+    assert done.value.code == 2
+    assert "--train.steps" in capsys.readouterr().err
+
+
+def test_fields_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny.worlds", "--fields"]) == 0
+    out = capsys.readouterr().out
+    assert "train.steps = " in out
+    assert "method.times.mean = " in out
+
+
+def test_training_on_a_folder_then_sampling_and_measuring(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = ["train", "tiny.images", "--data", str(folder), "--out", str(run), *FAST, "--data.held-out", "0.3"]
+    assert main(words) == 0
+    first = capsys.readouterr()
+    assert "fd_scatter2-32" in first.out
+    assert main(words) == 0, "a finished run goes on from its end"
+    assert (run / "previews").is_dir()
+    assert main(["sample", "colour number 3", "--model", str(run), "--n", "2", "--seed", "5", "--out", str(tmp_path / "x.png")]) == 0
+    picture = Image.open(tmp_path / "x-1.png")
+    assert picture.tobytes() == to_pil(load(run)("colour number 3", 2, seed=5)[1]).tobytes()
+    assert "Seed: 6" in picture.text["parameters"]  # type: ignore[attr-defined]
+    assert main(["eval", str(run), "--suite", "images", "--data", str(folder), "--json"]) in (0, 2)
+
+
+def test_unusable_images_are_reported_and_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "broken.png").write_bytes(b"")
+    before = sorted(folder.iterdir())
+    words = ["train", "tiny.images", "--data", str(folder), "--out", str(tmp_path / "run"), *FAST, "--data.held-out", "0.3"]
+    assert main(words) == 0
+    assert "set aside" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+    assert json.loads((tmp_path / "run" / "set-aside.jsonl").read_text().splitlines()[0])["file"] == "broken.png"
+    assert main([*words[:-2], "--data.max-bad", "0.01"]) == 2
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_eval_prints_one_json_object(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.save(tmp_path)
+    assert main(["eval", str(tmp_path), "--suite", "worlds", "--prompts", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 <= result["score"] <= 1
+    assert set(result["tasks"]) == {"one object", "two objects", "counting", "colours", "position", "binding"}
+    assert {"heldout", "preference", "diversity", "protocol"} <= set(result)
+
+
+def test_speedrun_runs_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole chain at a size of seconds: stopped in its third stage, it goes on and ends in a report."""
+    from mezzotint import speedrun
+    from mezzotint.train.stop import Stopped
+    from mezzotint.train.trainer import Trainer
+
+    monkeypatch.setitem(tiny.SIZES, "xs", tiny.Size(width=32, depth=1, image=32, patch=8, batch=4, steps=12, lr=1e-3))
+    monkeypatch.setitem(speedrun.PROMPTS_PER_TASK, "xs", 2)
+    real = Trainer._train_step
+
+    def stops(self: Trainer) -> dict[str, float]:
+        if self.folder.name == "dpo":
+            raise Stopped("stopped at step 0")
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", stops)
+    words = ["speedrun", "--size", "xs", "--out", str(tmp_path / "run")]
+    assert main(words) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    done = (tmp_path / "run" / "sft" / "evaluation.json").read_text()
+    monkeypatch.setattr(Trainer, "_train_step", real)
+    assert main(words) == 0
+    assert (tmp_path / "run" / "sft" / "evaluation.json").read_text() == done
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(part.title in page for part in speedrun.parts(tmp_path / "run", "xs"))
+    assert "mezzotint sample" in capsys.readouterr().out
+    losses = [line["loss"] for line in read(tmp_path / "run" / "dpo" / "metrics.jsonl") if "loss" in line]
+    assert losses
+    distilled = load(tmp_path / "run" / "distil")
+    assert distilled.config.sampling.steps == 4
+    assert torch.isfinite(distilled("a red star")).all()

@@ -1,0 +1,70 @@
+"""What the README says is so."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tyro
+
+from mezzotint.cli import VERBS, TrainOptions
+from mezzotint.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
+
+
+def test_the_tree_is_the_tree() -> None:
+    (tree,) = (block for kind, block in BLOCKS if kind == "" and block.startswith("src/mezzotint/"))
+    inside = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")}
+    package = ROOT / "src" / "mezzotint"
+    there = {p.name for p in package.iterdir() if not p.name.startswith("__") and p.name != "py.typed"}
+    assert inside == there
+    outside = {line.split()[0].rstrip("/") for line in tree.splitlines()[1:] if not line.startswith("  ")}
+    assert all((ROOT / name).is_dir() for name in outside)
+    assert {"bench", "docs", "tests"} == outside
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    assert words[0] in (".venv/bin/mezzotint", "mezzotint", ".venv/bin/python", "python")
+    if words[0].endswith("python"):
+        assert (ROOT / words[1]).is_file()
+        return
+    options, _ = VERBS[words[1]]
+    parsed, rest = tyro.cli(options, args=words[2:], return_unknown_args=True)
+    assert not rest
+    if isinstance(parsed, TrainOptions):
+        assert parsed.recipe in RECIPES
+
+
+def test_files_named_are_there() -> None:
+    for text in (TEXT, (ROOT / "docs" / "conventions.md").read_text(), (ROOT / "docs" / "add_a_method.md").read_text()):
+        for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
+            assert (ROOT / name).exists(), name
+
+
+def test_tests_named_in_the_conventions_are_there() -> None:
+    path = ""
+    for name in re.findall(r"`((?:tests/[\w/]+\.py)?::\w+)`", (ROOT / "docs" / "conventions.md").read_text()):
+        file, test = name.split("::")
+        path = file or path
+        assert f"def {test}(" in (ROOT / path).read_text(), name
+
+
+def test_pictures_shown_are_there() -> None:
+    for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_test_command_of_ci_is_the_readmes() -> None:
+    assert "make test" in COMMANDS
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=False).returncode == 0
