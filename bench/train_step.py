@@ -36,6 +36,16 @@ def sgemm_rate(a: torch.Tensor, b: torch.Tensor, times: int = 8) -> float:
     return 2 * SQUARE**3 / min(timed(lambda: torch.mm(a, b)) for _ in range(times))
 
 
+def model_flops(trainer: Trainer, size: int) -> int:
+    """The FLOPs of the last step's forward and backward pass; counted apart, since counting takes time."""
+    batch = trainer.source.batch(trainer.loader.position - 1, size)
+    with FlopCounterMode(display=False) as counter:
+        trainer._accumulate([batch], ("student",), 1, {})
+    for optimizer in trainer.optimizers["student"]:
+        optimizer.zero_grad()
+    return counter.get_total_flops()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="s", choices=list(tiny.SIZES))
@@ -48,18 +58,13 @@ def main() -> None:
     shares, rates, seconds, images = [], [], [], []
     for number in range(options.rounds + 2):
         trainer.step = number
-        counter = FlopCounterMode(display=False)
         before = sgemm_rate(a, b)
         step = timed(trainer._train_step)
         after = sgemm_rate(a, b)
-        # The same batch again, for its FLOPs: counting slows a step down, so it is not done while timing.
-        trainer.loader.position -= 1
-        with counter:
-            trainer._train_step()
         if number < 2:  # the first steps allocate
             continue
         rate = (before + after) / 2
-        shares.append(counter.get_total_flops() / step / rate)
+        shares.append(model_flops(trainer, config.train.batch) / step / rate)
         rates.append(rate)
         seconds.append(step)
         images.append(config.train.batch / step)

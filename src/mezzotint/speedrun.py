@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from mezzotint import __version__
 from mezzotint.evals import features, worlds
 from mezzotint.evals.report import Stage, render
-from mezzotint.pictures import png_bytes
+from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline, load
 from mezzotint.recipes import tiny
 from mezzotint.train.log import read
@@ -65,8 +66,11 @@ def speedrun(folder: Path, size: tiny.SizeName, progress: Progress) -> Path:
             continue
         pipeline = Trainer(part.config, part.folder, progress=progress).run()
         _evaluate(pipeline, part.folder, PROMPTS_PER_TASK[size], progress)
+    drawn = [load(part.folder)(tiny.PREVIEWS) for part in whole]  # the same prompts and seeds through all stages
+    grid(torch.cat(drawn), columns=len(tiny.PREVIEWS), scale=4).save(folder / "pictures.png")
+    stages = [_stage(part, images) for part, images in zip(whole, drawn, strict=True)]
     report = folder / "report.html"
-    report.write_text(render("Mezzotint speedrun", [_stage(part) for part in whole], list(tiny.PREVIEWS), dict(_facts(whole))))
+    report.write_text(render("Mezzotint speedrun", stages, list(tiny.PREVIEWS), dict(_facts(whole))))
     return report
 
 
@@ -96,9 +100,8 @@ def scores(result: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _stage(part: Part) -> Stage:
+def _stage(part: Part, images: Tensor) -> Stage:
     log = read(part.folder / "metrics.jsonl")
-    images = load(part.folder)(tiny.PREVIEWS)
     return Stage(
         name=part.folder.name,
         title=part.title,

@@ -2,7 +2,8 @@
 
     L = E_{t, x0, eps} || v(x_t, t, c) - (eps - x0) ||^2
 
-The loss is on the velocity whatever the network predicts; for a data prediction that weighs the error of x0 by 1 / t^2.
+The loss is on the velocity whatever the network predicts. In terms of x0 that is a weight of 1 / t^2, which hands the
+gradient to the least noisy samples, where there is the least to learn; below the time `level` the weight stays what it is there.
 """
 
 from dataclasses import dataclass, field
@@ -26,9 +27,10 @@ def flow_error(pipeline: Pipeline, x0: Tensor, eps: Tensor, t: Tensor, cond: Con
 
 @dataclass
 class DenoiseConfig(MethodConfig, kind="denoise"):
-    """drop: share of captions dropped, for guidance. times: density of training times."""
+    """drop: share of captions dropped, for guidance. level: see above; 0 is the plain loss. times: of training."""
 
     drop: float = 0.1
+    level: float = 0.0
     times: TimeDensity = field(default_factory=TimeDensity)
 
     def build(self, pipeline: Pipeline) -> "Denoise":
@@ -47,4 +49,5 @@ class Denoise(Method):
         cond = self.student.encode(batch.prompts).drop(torch.rand(len(batch)) < self.config.drop)
         t = self.config.times.sample(len(batch))
         error = flow_error(self.student, x0, torch.randn_like(x0), t, cond)
-        return error.mean(), {"t": t, "loss": error.detach()}
+        weighted = error * (t / self.config.level).clamp_max(1).square() if self.config.level else error
+        return weighted.mean(), {"t": t, "loss": error.detach()}

@@ -33,8 +33,8 @@ class Size:
 
 
 SIZES: dict[SizeName, Size] = {
-    "xs": Size(width=64, depth=2, text=64, image=32, batch=32, steps=120, lr=3e-3),  # seconds: shows that all of it runs
-    "s": Size(width=192, depth=4, text=128, image=32, batch=128, steps=900, lr=3e-3),  # 11 minutes on two cores
+    "xs": Size(width=64, depth=2, text=64, image=32, batch=32, steps=120, lr=2e-3),  # seconds: shows that all of it runs
+    "s": Size(width=192, depth=4, text=128, image=32, batch=64, steps=2400, lr=2e-3),  # 11 minutes on two cores
     "m": Size(width=384, depth=12, text=256, image=64, batch=256, steps=20_000, lr=1e-3),  # one GPU; not yet run
     "l": Size(width=768, depth=16, text=512, image=128, batch=512, steps=60_000, lr=5e-4),  # one large GPU; not yet run
 }
@@ -61,39 +61,38 @@ def worlds(size: SizeName = "s") -> RunConfig:
             sampling=Sampling(size=s.image),
         ),
         data=WorldsConfig(size=s.image),
-        method=DenoiseConfig(times=TimeDensity(mean=0.8)),
-        optim=OptimConfig(name="muon", lr=s.lr, warmup=s.steps // 20),
+        method=DenoiseConfig(level=0.3, times=TimeDensity(mean=0.8, uniform=0.1)),
+        optim=OptimConfig(lr=s.lr, warmup=s.steps // 20),
         train=TrainConfig(steps=s.steps, batch=s.batch, preview=max(1, s.steps // 5), preview_prompts=PREVIEWS),
     )
 
 
 def starter(size: SizeName = "s") -> RunConfig:
-    """The packaged model: pre-training, four times as long."""
+    """The packaged model: pre-training, three times as long."""
     config = worlds(size)
-    config.train = config.train.replace(steps=4 * config.train.steps, preview=450)
-    config.optim = config.optim.replace(warmup=90)
+    config.train = config.train.replace(steps=3 * config.train.steps)
     return config
 
 
 def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
-    """A later stage: so much of the pre-training's steps, at so much of its learning rate."""
+    """A later stage: so much of the pre-training's steps, by AdamW at a rate that keeps what was learned."""
     config = worlds(size)
     steps = max(4, round(config.train.steps * share))
-    config.optim = config.optim.replace(lr=config.optim.lr * lr, warmup=steps // 10, average=0.99)
+    config.optim = OptimConfig(lr=lr, warmup=steps // 10, average=0.99)
     config.train = config.train.replace(steps=steps, preview=max(1, steps // 2))
     return config
 
 
 def sft(size: SizeName = "s") -> RunConfig:
     """Fine-tuning on the preferred sliver: style, light and composition of one taste."""
-    config = _continued(size, share=0.08, lr=0.1)
+    config = _continued(size, share=0.1, lr=3e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=1)
     return config
 
 
 def dpo(size: SizeName = "s") -> RunConfig:
     """Preference optimisation on pairs whose winner has the preferred look."""
-    config = _continued(size, share=0.06, lr=0.05)
+    config = _continued(size, share=0.06, lr=1e-4)
     config.data = WorldsConfig(size=config.data.size, pairs=True, seed=2)
     config.method = DPOConfig()
     return config
@@ -101,7 +100,7 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency within four segments."""
-    config = _continued(size, share=0.15, lr=0.3)
+    config = _continued(size, share=0.15, lr=5e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     config.method = ConsistencyConfig()
     config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0)
@@ -110,11 +109,10 @@ def consistency(size: SizeName = "s") -> RunConfig:
 
 def dmd(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by distribution matching."""
-    config = consistency(size)
+    config = _continued(size, share=0.04, lr=2e-4)
+    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     config.method = DMDConfig()
-    config.pipeline.sampling = config.pipeline.sampling.replace(solver="consistency")
-    config.train = config.train.replace(steps=max(4, config.train.steps // 4))
-    config.optim = config.optim.replace(lr=config.optim.lr / 3)
+    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="consistency")
     return config
 
 

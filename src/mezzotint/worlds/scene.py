@@ -28,7 +28,7 @@ STYLES = ("flat", "shaded", "outlined")
 LIGHTS: dict[str, tuple[float, float]] = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0)}  # towards the lamp
 RELATIONS: dict[str, tuple[float, float]] = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-MAX_THINGS = 4
+LATTICE = 8  # drawn scenes put centres at multiples of 1/8, four pixels at 32x32: a shape looks alike wherever it stands
 GAP = 0.08  # free space between two things, at least
 MARGIN = 0.03  # free space between a thing and the border, at least
 

@@ -3,6 +3,7 @@
 Every draw takes a `random.Random`, so a scene is a function of its seed.
 """
 
+import math
 import random
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from mezzotint.worlds.scene import (
     BACKGROUNDS,
     COLOURS,
     GAP,
+    LATTICE,
     LIGHTS,
     MARGIN,
     SHAPES,
@@ -67,12 +69,15 @@ def _kind(rng: random.Random) -> tuple[str, str, str]:
 
 
 def _place(rng: random.Random, sizes: list[str]) -> list[tuple[float, float]] | None:
-    """Places for things of these sizes without crowding; two things stand in a clear relation. None: no luck, try again."""
+    """Places on the lattice for things of these sizes without crowding; two things stand in a clear relation.
+
+    None: no luck, try again.
+    """
     placed: list[tuple[float, float]] = []
     for number, size in enumerate(sizes):
-        low = _border(size)
+        low = math.ceil(_border(size) * LATTICE)
         for _ in range(20):
-            x, y = rng.uniform(low, 1 - low), rng.uniform(low, 1 - low)
+            x, y = rng.randint(low, LATTICE - low) / LATTICE, rng.randint(low, LATTICE - low) / LATTICE
             apart = all(
                 (x - px) ** 2 + (y - py) ** 2 > (SIZES[size] + SIZES[s] + GAP) ** 2 for (px, py), s in zip(placed, sizes, strict=False)
             )
@@ -111,10 +116,10 @@ def prefer(scene: Scene) -> Scene:
 
 
 def _shift(wanted: float, places: list[tuple[float, str]]) -> float:
-    """The wanted shift along one axis, cut so that every thing stays inside the picture."""
-    low = max(_border(size) - p for p, size in places)
-    high = min(1 - _border(size) - p for p, size in places)
-    return min(max(wanted, low), high)
+    """The wanted shift along one axis, in steps of the lattice, cut so that every thing stays inside the picture."""
+    low = max(math.ceil((_border(size) - p) * LATTICE) for p, size in places)
+    high = min(math.floor((1 - _border(size) - p) * LATTICE) for p, size in places)
+    return min(max(round(wanted * LATTICE), low), high) / LATTICE
 
 
 def _border(size: str) -> float:
