@@ -72,7 +72,9 @@ def test_dpo_starts_at_ln_2(pipeline: Pipeline, pairs: Batch) -> None:
     method = DPOConfig().build(pipeline)
     loss, metrics = method.loss(pairs, ("student",), 0)
     assert float(loss.detach()) == float(torch.tensor(2.0).log())
-    assert torch.equal(metrics["loss"], torch.full((8,), math.log(2)))
+    assert torch.equal(metrics["preference"], torch.full((8,), math.log(2)))
+    anchored, metrics = DPOConfig(anchor=1.0).build(pipeline).loss(pairs, ("student",), 0)
+    assert float(anchored.detach()) == pytest.approx(math.log(2) + float(metrics["winner"].mean()), rel=1e-6)
 
 
 def test_dpo_prefers_the_winner() -> None:

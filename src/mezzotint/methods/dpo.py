@@ -4,7 +4,7 @@
 
 Winner w and loser l share noise and time, and so do student and reference. Errors are means over elements, so beta does
 not depend on the size of the pictures. DPO alone often raises the errors of winner and loser both; the second term, the
-flow-matching loss of the winner, holds the winner where it is. Without it the loss at the first step is exactly ln 2.
+flow-matching loss of the winner, holds the winner where it is. The first term is exactly ln 2 at the first step.
 """
 
 import copy
@@ -61,7 +61,7 @@ class DPO(Method):
         winner, loser = self._errors(self.student, batch.prompts, x0, both_eps, both_t)
         loss = dpo_loss(winner, loser, winner_ref, loser_ref, self.config.beta)
         right = (winner - winner_ref < loser - loser_ref).float()
-        metrics = {"t": t, "loss": loss.detach(), "accuracy": right, "winner": winner.detach(), "loser": loser.detach()}
+        metrics = {"t": t, "preference": loss.detach(), "accuracy": right, "winner": winner.detach(), "loser": loser.detach()}
         return (loss + self.config.anchor * winner).mean(), metrics
 
     def _errors(self, pipeline: Pipeline, prompts: list[str], x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, ...]:

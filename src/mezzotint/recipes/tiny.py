@@ -63,14 +63,23 @@ def worlds(size: SizeName = "s") -> RunConfig:
         data=WorldsConfig(size=s.image),
         method=DenoiseConfig(level=0.3, times=TimeDensity(mean=0.8, uniform=0.1)),
         optim=OptimConfig(lr=s.lr, warmup=s.steps // 20),
-        train=TrainConfig(steps=s.steps, batch=s.batch, preview=max(1, s.steps // 5), preview_prompts=PREVIEWS),
+        train=TrainConfig(
+            steps=s.steps,
+            batch=s.batch,
+            log=max(1, s.steps // 120),
+            evaluate=max(1, s.steps // 8),
+            preview=max(1, s.steps // 5),
+            preview_prompts=PREVIEWS,
+        ),
     )
 
 
 def starter(size: SizeName = "s") -> RunConfig:
-    """The packaged model: pre-training, three times as long."""
+    """The packaged model: pre-training gone on with (``--init runs/speedrun-s/pretrain``), on scenes of another seed."""
     config = worlds(size)
-    config.train = config.train.replace(steps=3 * config.train.steps)
+    config.data = WorldsConfig(size=config.data.size, seed=4)
+    config.train = config.train.replace(steps=2 * config.train.steps, export="float16")
+    config.optim = config.optim.replace(lr=1.5e-3)
     return config
 
 
@@ -79,7 +88,7 @@ def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
     config = worlds(size)
     steps = max(4, round(config.train.steps * share))
     config.optim = OptimConfig(lr=lr, warmup=steps // 10, average=0.99)
-    config.train = config.train.replace(steps=steps, preview=max(1, steps // 2))
+    config.train = config.train.replace(steps=steps, log=max(1, steps // 60), evaluate=max(1, steps // 4), preview=max(1, steps // 2))
     return config
 
 
@@ -92,9 +101,9 @@ def sft(size: SizeName = "s") -> RunConfig:
 
 def dpo(size: SizeName = "s") -> RunConfig:
     """Preference optimisation on pairs whose winner has the preferred look."""
-    config = _continued(size, share=0.06, lr=1e-4)
+    config = _continued(size, share=0.06, lr=5e-5)
     config.data = WorldsConfig(size=config.data.size, pairs=True, seed=2)
-    config.method = DPOConfig()
+    config.method = DPOConfig(beta=2000.0, anchor=1.0)
     return config
 
 

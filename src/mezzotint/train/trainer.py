@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.progress import Progress
@@ -39,7 +40,7 @@ class TrainConfig(config.Config, kind="train"):
     """steps, batch: how long, with how many samples a step and rank. accumulate: batches per step.
 
     log, preview, evaluate, checkpoint: every so many steps (and at the end). preview_prompts: prompts of the previews,
-    drawn with seeds 0, 1, ... held_out: samples of the held-out loss.
+    drawn with seeds 0, 1, ... held_out: samples of the held-out loss. export: precision of the exported weights.
     """
 
     steps: int = 1000
@@ -52,6 +53,7 @@ class TrainConfig(config.Config, kind="train"):
     checkpoint: int = 250
     held_out: int = 256
     preview_prompts: tuple[str, ...] = ()
+    export: Literal["float32", "float16"] = "float32"
 
 
 @dataclass
@@ -113,7 +115,7 @@ class Trainer:
                 if stop.asked:
                     raise Stopped(f"stopped at step {self.step}")
         log.close()
-        self.pipeline.save(self.folder / "export")
+        self.pipeline.save(self.folder / "export", getattr(torch, self.config.train.export))
         return self.pipeline
 
     def _train_step(self) -> dict[str, float]:

@@ -354,9 +354,9 @@ def _nudge(parts: _Parts, guess: _Guess, fine: int = 1) -> _Guess:
     yy, xx, xy = (down * down).sum((1, 2)), (right * right).sum((1, 2)), (down * right).sum((1, 2))
     ey, ex = (down * error).sum((1, 2)), (right * error).sum((1, 2))
     determinant = (yy * xx - xy * xy).clamp(min=1e-9)
-    dy = ((ey * xx - ex * xy) / determinant).clamp(-1 / parts.side, 1 / parts.side)
-    dx = ((ex * yy - ey * xy) / determinant).clamp(-1 / parts.side, 1 / parts.side)
-    return replace(guess, y=guess.y + dy, x=guess.x + dx)
+    move_y = ((ey * xx - ex * xy) / determinant).clamp(-1 / parts.side, 1 / parts.side)
+    move_x = ((ex * yy - ey * xy) / determinant).clamp(-1 / parts.side, 1 / parts.side)
+    return replace(guess, y=guess.y + move_y, x=guess.x + move_x)
 
 
 def _choose(parts: _Parts, guess: _Guess, pictures: int) -> _Guess:
