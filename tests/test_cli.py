@@ -130,7 +130,7 @@ def test_speedrun_runs_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     from mezzotint.train.stop import Stopped
     from mezzotint.train.trainer import Trainer
 
-    monkeypatch.setitem(tiny.SIZES, "xs", tiny.Size(width=32, depth=1, image=32, patch=8, batch=4, steps=12, lr=1e-3))
+    monkeypatch.setitem(tiny.SIZES, "xs", tiny.Size(width=64, depth=1, text=64, image=32, batch=4, steps=40, lr=1e-3))
     monkeypatch.setitem(speedrun.PROMPTS_PER_TASK, "xs", 2)
     real = Trainer._train_step
 

@@ -141,6 +141,8 @@ def train(options: TrainOptions, rest: list[str]) -> None:
         if source.bad:
             folder.mkdir(parents=True, exist_ok=True)
             source.write_bad(folder / "set-aside.jsonl")
+    if not config.train.preview_prompts:
+        config.train.preview_prompts = tuple(source.held_out(8).prompts)
     with _progress() as progress:
         pipeline = Trainer(config, folder, source, progress).run()
     print(f"pipeline: {folder / 'export'}")

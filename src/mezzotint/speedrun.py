@@ -28,7 +28,7 @@ from mezzotint.evals import features, worlds
 from mezzotint.evals.report import Stage, render
 from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline, load
-from mezzotint.recipes import tiny
+from mezzotint.recipes import post, tiny
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 
@@ -49,9 +49,9 @@ def parts(folder: Path, size: tiny.SizeName) -> list[Part]:
     """The stages, each starting from what the one before it exported."""
     chain = [
         ("pretrain", "Pre-training", tiny.worlds(size)),
-        ("sft", "Fine-tuning on the preferred look", tiny.sft(size)),
-        ("dpo", "Preference optimisation", tiny.dpo(size)),
-        ("distil", "Distillation to 4 steps", tiny.consistency(size)),
+        ("sft", "Fine-tuning on the preferred look", post.sft(size)),
+        ("dpo", "Preference optimisation", post.dpo(size)),
+        ("distil", "Distillation to 4 steps", post.consistency(size)),
     ]
     for (before, _, _), (_, _, config) in pairwise(chain):
         config.init = str(folder / before / "export")

@@ -6,15 +6,15 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import tiny
+from mezzotint.recipes import post, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.worlds": tiny.worlds,
     "tiny.starter": tiny.starter,
-    "tiny.sft": tiny.sft,
-    "tiny.dpo": tiny.dpo,
-    "tiny.consistency": tiny.consistency,
-    "tiny.dmd": tiny.dmd,
+    "tiny.sft": post.sft,
+    "tiny.dpo": post.dpo,
+    "tiny.consistency": post.consistency,
+    "tiny.dmd": post.dmd,
     "tiny.images": tiny.images,
 }

@@ -1,4 +1,4 @@
-"""Pixel models that train on a laptop: the stages of the speedrun, and the same model on a folder of images."""
+"""Pixel models that train on a laptop: on Worlds, and on a folder of images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,10 +6,7 @@ from typing import Literal
 from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.flow.time import TimeDensity
-from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.dmd import DMDConfig
-from mezzotint.methods.dpo import DPOConfig
 from mezzotint.models import DiTConfig
 from mezzotint.pipeline import PipelineConfig, Sampling
 from mezzotint.text import ByteEncoderConfig
@@ -80,48 +77,6 @@ def starter(size: SizeName = "s") -> RunConfig:
     config.data = WorldsConfig(size=config.data.size, seed=4)
     config.train = config.train.replace(steps=2 * config.train.steps, export="float16")
     config.optim = config.optim.replace(lr=1.5e-3)
-    return config
-
-
-def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
-    """A later stage: so much of the pre-training's steps, by AdamW at a rate that keeps what was learned."""
-    config = worlds(size)
-    steps = max(4, round(config.train.steps * share))
-    config.optim = OptimConfig(lr=lr, warmup=steps // 10, average=0.99)
-    config.train = config.train.replace(steps=steps, log=max(1, steps // 60), evaluate=max(1, steps // 4), preview=max(1, steps // 2))
-    return config
-
-
-def sft(size: SizeName = "s") -> RunConfig:
-    """Fine-tuning on the preferred sliver: style, light and composition of one taste."""
-    config = _continued(size, share=0.1, lr=3e-4)
-    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=1)
-    return config
-
-
-def dpo(size: SizeName = "s") -> RunConfig:
-    """Preference optimisation on pairs whose winner has the preferred look."""
-    config = _continued(size, share=0.06, lr=5e-5)
-    config.data = WorldsConfig(size=config.data.size, pairs=True, seed=2)
-    config.method = DPOConfig(beta=2000.0, anchor=1.0)
-    return config
-
-
-def consistency(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by consistency within four segments."""
-    config = _continued(size, share=0.15, lr=5e-4)
-    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = ConsistencyConfig()
-    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0)
-    return config
-
-
-def dmd(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by distribution matching."""
-    config = _continued(size, share=0.04, lr=2e-4)
-    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = DMDConfig()
-    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="consistency")
     return config
 
 

@@ -107,6 +107,8 @@ def _read(images: Tensor) -> list[Scene | None]:
     fine = max(n for n in range(1, max(1, shares.shape[-1] // READ_AT) + 1) if shares.shape[-1] % n == 0)
     ground = _ground(F.avg_pool2d(shares, fine))
     parts, clear = _cut_out(ground, _segment(ground.offset.square().sum(1).sqrt() * (ground.found & finite)[:, None, None]))
+    if not len(parts.owner):
+        return [None] * len(images)
     guess = _choose(parts, _nudge(parts, _shortlist(parts)), len(images))
     guess = _nudge(parts, guess, fine)
     colour, known = _verdict(parts, guess, fine)
