@@ -136,7 +136,8 @@ def parse(text: str) -> Description:
     mentions = tuple(_mention(noun) for noun in nouns)
     between = rest[nouns[0].end() : nouns[1].start()].strip() if len(nouns) == 2 else ""
     left_over = _NOUN.sub("", rest).strip(" ,").removeprefix(between.strip(",")).strip(" ,")
-    if not 1 <= len(nouns) <= 2 or left_over or between not in ("", ",", "and", "with", *_RELATION_OF):
+    joined = between in (",", "and", "with", *_RELATION_OF) if len(nouns) == 2 else len(nouns) == 1
+    if left_over or not joined:
         raise ValueError(f"not a caption of Worlds: {text!r}")
     return Description(mentions, _RELATION_OF.get(between), **setting)
 

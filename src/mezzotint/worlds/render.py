@@ -14,6 +14,7 @@ from mezzotint.worlds.scene import BACKGROUNDS, COLOURS, LIGHTS, SHAPES, SIZES, 
 
 OUTLINE = 0.034  # width of the outline, half of it outside the shape, as a share of the picture's side
 INK = 0.08  # grey level of the outline
+EXTENT = 1.12  # how far the farthest shape, the star, reaches from its centre, in radii
 FALL_OFF = 0.30  # how much darker the picture is on the side away from the lamp
 SHADING = 0.55  # how much the shaded style brightens and darkens a thing, towards and away from the lamp
 PIXELS_AT_ONCE = 1 << 22  # bounds the memory of one pass
@@ -61,7 +62,7 @@ def _paint(image: Tensor, shape: str, rows: list[Row], lamp: Tensor, axis: Tenso
     colour = torch.tensor([r[4] for r in rows])
     style = torch.tensor([r[5] for r in rows])
     # Only the square of pixels around a thing can change: cut it out, paint it, put it back.
-    reach = min(size, math.ceil(size * 2.2 * float(radius.max())) + 3)
+    reach = min(size, math.ceil(size * 2 * (EXTENT * max(SIZES.values()) + 1.6 * OUTLINE)) + 3)  # 1.6: ink runs past a tip
     corner = torch.stack([y, x], 1).mul(size).sub(reach / 2).round().long().clamp_(0, size - reach)
     span = torch.arange(reach)
     row, column = corner[:, 0, None] + span, corner[:, 1, None] + span
@@ -108,7 +109,7 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
     folded = (angle - sector * torch.round(angle / sector)).abs()
     length = torch.hypot(x, y)
     u, v = length * torch.cos(folded), length * torch.sin(folded)
-    tip, notch = 1.12, 0.46
+    tip, notch = EXTENT, 0.46
     # The edge runs from the tip (tip, 0) to the notch at half a sector.
     nx, ny = notch * math.cos(sector / 2), notch * math.sin(sector / 2)
     norm = math.hypot(nx - tip, ny)
