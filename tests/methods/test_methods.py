@@ -15,7 +15,7 @@ from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.time import grid
 from mezzotint.methods.consistency import ConsistencyConfig
-from mezzotint.methods.denoise import DenoiseConfig, flow_error
+from mezzotint.methods.denoise import DenoiseConfig, flow_error, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig, dpo_loss
 from mezzotint.methods.method import MethodConfig
@@ -51,6 +51,32 @@ def test_the_flow_error_of_the_exact_velocity_is_zero(pipeline: Pipeline) -> Non
     x0, eps, t = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([0.3, 0.7])
     pipeline.velocity = lambda x, t, cond: eps - x0  # type: ignore[method-assign, assignment]
     assert torch.equal(flow_error(pipeline, x0, eps, t, pipeline.encode(["", ""])), torch.zeros(2))
+
+
+def test_roughness_is_the_mean_square_of_differences() -> None:
+    board = torch.ones(1, 3, 4, 4)
+    board[:, :, ::2, 1::2] = board[:, :, 1::2, ::2] = -1
+    assert roughness(torch.full((1, 3, 4, 4), 5.0)).item() == 0
+    assert roughness(board).item() == 8  # every neighbour differs by 2, in both directions
+
+
+def test_detail_changes_the_gradient_and_not_the_optimum(pipeline: Pipeline) -> None:
+    batch = WorldsConfig().build().batch(0, 4)
+    plain, detailed = DenoiseConfig().build(pipeline), DenoiseConfig(detail=2.0).build(pipeline)
+
+    def both() -> list[tuple[float, float]]:
+        out = []
+        for method in (plain, detailed):
+            torch.manual_seed(0)
+            loss, metrics = method.loss(batch, ("student",), 0)
+            out.append((float(loss.detach()), float(metrics["loss"].mean())))
+        return out
+
+    (loss, error), (more, same) = both()
+    assert more > loss  # the term is there,
+    assert same == error  # and what is reported stays the flow error
+    pipeline.velocity = lambda x, t, cond: (x - batch.images) / t[:, None, None, None]  # type: ignore[method-assign, assignment]
+    assert all(value < 1e-6 for pair in both() for value in pair)
 
 
 def test_captions_are_dropped_at_the_stated_rate(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,9 @@ def test_gradients_reach_the_net_in_the_order_of_its_zero_layers(net: DiT, cond:
         moving.append({name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()})
         optimizer.step()
     assert moving[0] == {"head.weight", "head.bias"}
-    assert "blocks.0.attention.qkv.weight" not in moving[1]
+    assert "blocks.0.attention.kv.weight" not in moving[1]
     assert {"embed_patch.weight", "modulation.linear.weight"} <= moving[1]
-    assert {"blocks.0.modulation.linear.weight", "blocks.0.attention.qkv.weight"} & moving[2]
+    assert {"blocks.0.modulation.linear.weight", "blocks.0.attention.kv.weight"} & moving[2]
 
 
 def test_masked_text_is_not_seen(net: DiT, cond: Cond) -> None:
@@ -89,6 +89,16 @@ def test_patches_come_back() -> None:
     x = torch.randn(2, 3, 2, 8, 12)
     assert torch.equal(unpatchify(patchify(x, 4), 4, x.shape), x)
     assert torch.equal(patchify(x, 4)[0, 1].unflatten(0, (4, 4, 3)), x[0, :, 0, :4, 4:8].permute(1, 2, 0))
+
+
+def test_overlapping_patches_see_the_padded_picture_and_add_up() -> None:
+    x = torch.randn(2, 3, 1, 8, 12)
+    seen = patchify(x, 4, overlap=2)
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    assert torch.equal(seen[1, 4].unflatten(0, (8, 8, 3)), padded[1, :, 0, 4:12, 4:12].permute(1, 2, 0))
+    # Drawing is the transpose of seeing: <patchify(x), y> = <x, unpatchify(y)>.
+    y = torch.randn_like(seen)
+    assert float((seen * y).sum()) == pytest.approx(float((x * unpatchify(y, 4, x.shape, overlap=2)).sum()), rel=1e-4, abs=1e-3)
 
 
 def test_rotation_depends_on_differences_of_positions_only() -> None:

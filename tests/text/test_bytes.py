@@ -33,6 +33,13 @@ def test_words_and_their_order_matter(encoder: ByteEncoder) -> None:
     assert not torch.allclose(cond.text[0, 2], cond.text[2, 2], atol=1e-3)
 
 
+def test_at_first_a_word_sees_its_neighbours_and_no_others(encoder: ByteEncoder) -> None:
+    # The blocks start as identities, so what reaches a word is what the convolution over five words brings.
+    one, other = encoder(["red star above blue circle", "green star above blue circle"]).text
+    changed = (one - other).abs().amax(1) > 1e-5
+    assert changed.tolist() == [True, True, True, False, False]
+
+
 def test_any_text_has_tokens(encoder: ByteEncoder) -> None:
     cond = encoder(["звезда", "☃ 星", "extraordinarily"])
     assert cond.mask.sum(1).tolist() == [1, 2, 2]  # fifteen bytes make two tokens of at most twelve

@@ -40,7 +40,7 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block without conditions, as text encoders use it."""
+    """A pre-norm transformer block without conditions, as text encoders use it. It starts as the identity."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -48,6 +48,10 @@ class Block(nn.Module):
         self.attention = Attention(dim, heads)
         self.norm_mlp = nn.LayerNorm(dim)
         self.mlp = MLP(dim)
+        for last in (self.attention.out, self.mlp[-1]):
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm_attention(x), rotation, mask)
@@ -56,7 +60,7 @@ class Block(nn.Module):
 
 
 class AdaBlock(nn.Module):
-    """The DiT block: attention and MLP, each shifted, scaled and gated by the condition c (B, D)."""
+    """The DiT block: attention (to itself and a context) and MLP, each shifted, scaled and gated by the condition c (B, D)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -65,8 +69,9 @@ class AdaBlock(nn.Module):
         self.attention = Attention(dim, heads)
         self.mlp = MLP(dim)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        x = torch.addcmul(x, gate_a[:, None], self.attention(modulate(self.norm(x), shift_a, scale_a), rotation, mask))
+        attended = self.attention(modulate(self.norm(x), shift_a, scale_a), rotation, mask, context)
+        x = torch.addcmul(x, gate_a[:, None], attended)
         x = torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm(x), shift_m, scale_m)))
         return x

@@ -1,8 +1,10 @@
-"""DiT (Peebles & Xie 2023) over text and image tokens in one sequence.
+"""DiT (Peebles & Xie 2023) with text and image tokens in one attention.
 
-Where we differ from the paper: text tokens join the image tokens in every block and share its weights (as in DiT-Air)
-instead of a class label; queries and keys are normalised; positions are both added (fixed sin-cos) and rotated (RoPE with
-axes frame, row, column; text tokens stand at the origin and carry their order in their features).
+Where we differ from the paper: image tokens attend to text tokens and to each other in every block, instead of a class
+label; text tokens enter each block as they left the encoder, so they cost little and no block works on them; queries and
+keys are normalised; positions are both added (fixed sin-cos) and rotated (RoPE with axes frame, row, column; text tokens
+stand at the origin and carry their order in their features); patches may overlap where they are read and where they are drawn,
+so that what lies on a border is seen and drawn whole.
 
 B batch, C channels, N image tokens, L text tokens, D width, p patch.
 """
@@ -21,12 +23,16 @@ from mezzotint.models.embed import TimeEmbedding, image_positions, patchify, rop
 
 @dataclass
 class DiTConfig(config.Config, kind="dit"):
-    """Sizes of a DiT. text_width: of the text features. prediction: what the output means."""
+    """Sizes of a DiT. overlap: pixels by which a patch reaches over its borders. text_width: of the text features.
+
+    prediction: what the output means.
+    """
 
     width: int = 128
     depth: int = 6
     heads: int = 4
     patch: int = 8
+    overlap: int = 0
     channels: int = 3
     text_width: int = 128
     prediction: Prediction = "data"
@@ -45,7 +51,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.prediction = config.prediction
-        width, patch_size = config.width, config.patch**2 * config.channels
+        width, patch_size = config.width, (config.patch + 2 * config.overlap) ** 2 * config.channels
         self.axes = rope_axes(width // config.heads)
         self.embed_patch = nn.Linear(patch_size, width)
         self.embed_text = nn.Linear(config.text_width, width)
@@ -76,16 +82,14 @@ class DiT(nn.Module):
             raise ValueError(f"height and width must be multiples of the patch {p}, got {height}x{width}")
 
         positions = image_positions(frames, height // p, width // p, x.device)
-        image = self.embed_patch(patchify(video, p)) + sincos_2d(positions, self.config.width)
-        text = self.embed_text(cond.text)
-        tokens = torch.cat([text, image], dim=1)
+        image = self.embed_patch(patchify(video, p, self.config.overlap)) + sincos_2d(positions, self.config.width)
+        text = self.norm(self.embed_text(cond.text))
         rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.axes)
         mask = torch.cat([cond.mask, cond.mask.new_ones(image.shape[:2])], dim=1)
         c = self.embed_time(t) + self.embed_pooled(cond.pooled)
 
         for block in self.blocks:
-            tokens = block(tokens, c, rotation, mask)
+            image = block(image, c, rotation, mask, text)
 
-        image = self.norm(tokens[:, text.shape[1] :])
-        image = self.head(modulate(image, *self.modulation(c)))
-        return unpatchify(image, p, video.shape).reshape(x.shape)
+        image = self.head(modulate(self.norm(image), *self.modulation(c)))
+        return unpatchify(image, p, video.shape, self.config.overlap).reshape(x.shape)

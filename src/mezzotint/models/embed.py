@@ -4,6 +4,7 @@ B batch, N tokens, D width, F frames, H and W rows and columns, p patch side.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -66,14 +67,20 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2).to(x.dtype)
 
 
-def patchify(x: Tensor, patch: int) -> Tensor:
-    """(B, C, F, H, W) -> (B, F H/p W/p, p p C): patches in reading order, channels last within a patch."""
-    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # B C F h p w q
-    return x.permute(0, 2, 3, 5, 4, 6, 1).flatten(4).flatten(1, 3)
+def patchify(x: Tensor, patch: int, overlap: int = 0) -> Tensor:
+    """(B, C, F, H, W) -> (B, F H/p W/p, k k C): patches in reading order, channels last within a patch.
+
+    A patch reaches `overlap` pixels beyond its borders on every side, k = p + 2 overlap; outside the picture it sees zeros.
+    """
+    k = patch + 2 * overlap
+    x = F.pad(x, (overlap,) * 4).unfold(3, k, patch).unfold(4, k, patch)  # B C F h w k k
+    return x.permute(0, 2, 3, 4, 5, 6, 1).flatten(4).flatten(1, 3)
 
 
-def unpatchify(tokens: Tensor, patch: int, shape: torch.Size) -> Tensor:
-    """The inverse of `patchify` onto a video of `shape` (B, C, F, H, W)."""
+def unpatchify(tokens: Tensor, patch: int, shape: torch.Size, overlap: int = 0) -> Tensor:
+    """Patches back onto a video of `shape` (B, C, F, H, W); where they overlap they add up. Without overlap, the inverse of `patchify`."""
     b, c, f, h, w = shape
-    x = tokens.reshape(b, f, h // patch, w // patch, patch, patch, c)
-    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, c, f, h, w)
+    k = patch + 2 * overlap
+    columns = tokens.reshape(b * f, -1, k * k, c).permute(0, 3, 2, 1).flatten(1, 2)
+    frames = F.fold(columns, (h, w), k, padding=overlap, stride=patch)
+    return frames.reshape(b, f, c, h, w).transpose(1, 2)

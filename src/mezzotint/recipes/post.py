@@ -27,7 +27,7 @@ def sft(size: SizeName = "s") -> RunConfig:
 
 def dpo(size: SizeName = "s") -> RunConfig:
     """Preference optimisation on pairs whose winner has the preferred look."""
-    config = _continued(size, share=0.06, lr=5e-5)
+    config = _continued(size, share=0.04, lr=5e-5)
     config.data = WorldsConfig(size=config.data.size, pairs=True, seed=2)
     config.method = DPOConfig(beta=2000.0, anchor=1.0)
     return config
@@ -35,10 +35,10 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency within four segments."""
-    config = _continued(size, share=0.15, lr=5e-4)
+    config = _continued(size, share=0.1, lr=5e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     config.method = ConsistencyConfig()
-    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0)
+    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="euler")
     return config
 
 

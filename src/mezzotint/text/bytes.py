@@ -3,6 +3,9 @@
 A word is a run of letters and digits, or one punctuation mark; its vector is the sum of one embedding for each (place in
 the word, byte), so that any text in any language has a token for each word, and no tokenizer file is needed.
 
+Neighbours are mixed by a convolution over words, so that "red" reaches "star" at once, and then by transformer blocks
+that start as identities: a bag of words is there from the first step, and order is learned on top of it.
+
 B batch, L words, W bytes of a word, D width.
 """
 
@@ -13,12 +16,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint import config
-from mezzotint.models.blocks import MLP, Block
+from mezzotint.models.blocks import Block
 from mezzotint.models.cond import Cond
 from mezzotint.models.embed import rope, sinusoid
+
+NEIGHBOURS = 5  # words that a word's convolution sees: two to either side
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -51,14 +57,16 @@ class ByteEncoder(nn.Module):
         self.config = config
         self.embed = nn.EmbeddingBag(config.word_bytes * 256 + 1, config.width, mode="sum", padding_idx=0)
         nn.init.normal_(self.embed.weight, std=0.3)
-        self.mix = nn.Sequential(nn.LayerNorm(config.width), MLP(config.width, 2))
+        self.norm_words = nn.LayerNorm(config.width)
+        self.neighbours = nn.Conv1d(config.width, config.width, NEIGHBOURS, padding=NEIGHBOURS // 2)
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, prompts: Sequence[str]) -> Cond:
         tokens = self.tokens(prompts).to(self.embed.weight.device)
         mask = tokens.any(dim=2)
-        words = self.mix(self.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]))
+        words = self.norm_words(self.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])) * mask[..., None]
+        words = words + self.neighbours(words.mT).mT
         place = torch.arange(tokens.shape[1], dtype=torch.float32, device=tokens.device)
         x = words + sinusoid(place, self.config.width)
         rotation = rope(place[:, None], (self.config.width // self.config.heads,))
@@ -67,7 +75,8 @@ class ByteEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, keys)
         text = self.norm(x) * mask[..., None]
-        return Cond(text, mask, text.sum(1) / mask.sum(1, keepdim=True).clamp_min(1))
+        pooled = F.layer_norm(text.sum(1), (self.config.width,)) * mask.any(dim=1, keepdim=True)
+        return Cond(text, mask, pooled)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, W) int64: 0 where there is no byte, else 1 + 256 * place in the word + byte."""

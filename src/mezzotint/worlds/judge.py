@@ -142,13 +142,13 @@ def _ground(images: Tensor) -> _Ground:
     away = 0.5 + 0.5 * (_LAMPS[:, 0, None, None] * ahead[None, None, :] + _LAMPS[:, 1, None, None] * ahead[None, :, None])
     lit = 1 - FALL_OFF * away
     some = images[:, None, :, ::2, ::2] / lit[:, None, ::2, ::2]  # a quarter of the pixels is enough to choose
-    share = torch.stack([_plain(some, colour[:, None, None]).mean((2, 3, 4)) for colour in _BACKGROUNDS], 2)
-    best = share.flatten(1).max(1)
-    light, background = best.indices // len(BACKGROUNDS), best.indices % len(BACKGROUNDS)
+    off = torch.stack([_plain_error(some, colour[:, None, None]) for colour in _BACKGROUNDS], 2)
+    best = off.flatten(1).argmin(1)
+    light, background = best // len(BACKGROUNDS), best % len(BACKGROUNDS)
     images = images / lit[light][:, None]
     plain = _plain(images, _BACKGROUNDS[background][:, :, None, None])
     colour = (images * plain).sum((2, 3)) / plain.sum((2, 3)).clamp(min=1)
-    return _Ground(background, light, colour, images - colour[:, :, None, None], best.values >= LEAST_PLAIN)
+    return _Ground(background, light, colour, images - colour[:, :, None, None], plain.mean((1, 2, 3)) >= LEAST_PLAIN)
 
 
 def _axis(side: int) -> Tensor:
@@ -159,6 +159,11 @@ def _axis(side: int) -> Tensor:
 def _plain(images: Tensor, colour: Tensor) -> Tensor:
     """1.0 for pixels (..., 1, H, W) that are near a colour, else 0.0."""
     return ((images - colour).abs().amax(-3, keepdim=True) < PLAIN_WITHIN).float()
+
+
+def _plain_error(images: Tensor, colour: Tensor) -> Tensor:
+    """(...,) mean square distance of pictures (..., 3, H, W) from a colour, pixels that are not plain counting alike."""
+    return (images - colour).abs().amax(-3).clamp(max=PLAIN_WITHIN).square().mean((-2, -1))
 
 
 def _segment(contrast: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mezzotint.worlds.scene import BACKGROUNDS, COLOURS, LIGHTS, SHAPES, SIZES, 
 OUTLINE = 0.034  # width of the outline, half of it outside the shape, as a share of the picture's side
 INK = 0.08  # grey level of the outline
 EXTENT = 1.12  # how far the farthest shape, the star, reaches from its centre, in radii
-FALL_OFF = 0.30  # how much darker the picture is on the side away from the lamp
+FALL_OFF = 0.15  # how much darker the picture is on the side away from the lamp
 SHADING = 0.55  # how much the shaded style brightens and darkens a thing, towards and away from the lamp
 PIXELS_AT_ONCE = 1 << 22  # bounds the memory of one pass
 

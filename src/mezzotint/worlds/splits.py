@@ -13,6 +13,7 @@ from mezzotint.worlds.scene import (
     GAP,
     LATTICE,
     LIGHTS,
+    LOOKS,
     MARGIN,
     SHAPES,
     SIZES,
@@ -51,7 +52,7 @@ def _draw(rng: random.Random) -> Scene:
     if len(kinds) == 1:
         counts = [rng.choice((1, 1, 2, 3, 4))]
     else:
-        counts = [1, 1] if rng.random() < 0.8 else rng.choice(([2, 1], [1, 2], [2, 2], [3, 1], [1, 3]))
+        counts = [1, 1] if rng.random() < 0.9 else rng.choice(([2, 1], [1, 2], [2, 2], [3, 1], [1, 3]))
         if kinds[0][:2] == kinds[1][:2]:
             kinds[1] = kinds[0]
     if sum(counts) > 2:
@@ -61,7 +62,8 @@ def _draw(rng: random.Random) -> Scene:
         placed = _place(rng, [kind[2] for kind, count in zip(kinds, counts, strict=True) for _ in range(count)])
     names = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
     things = tuple(Thing(*kind, x, y) for kind, (x, y) in zip(names, placed, strict=True))
-    return Scene(things, rng.choice(list(BACKGROUNDS)), rng.choice(STYLES), rng.choice(list(LIGHTS)))
+    background, style, light = (rng.choices(list(looks), LOOKS)[0] for looks in (BACKGROUNDS, STYLES, LIGHTS))
+    return Scene(things, background, style, light)
 
 
 def _kind(rng: random.Random) -> tuple[str, str, str]:
