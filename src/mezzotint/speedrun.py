@@ -26,6 +26,7 @@ from torch import Tensor
 from mezzotint import __version__
 from mezzotint.evals import features, worlds
 from mezzotint.evals.report import Stage, render
+from mezzotint.flow.solvers import network_calls
 from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline, load
 from mezzotint.recipes import post, tiny
@@ -88,6 +89,7 @@ def _evaluate(pipeline: Pipeline, folder: Path, prompts: int, progress: Progress
 
 def scores(result: dict[str, Any]) -> dict[str, float]:
     """An evaluation as the columns of the report's table."""
+    sampling = result["protocol"]["sampling"]
     return {
         "judge": result["score"],
         **result["tasks"],
@@ -95,7 +97,7 @@ def scores(result: dict[str, Any]) -> dict[str, float]:
         "preference": result["preference"],
         f"FD-{features.NAME}": result[f"fd_{features.NAME}"],
         "diversity": result["diversity"],
-        "steps": result["protocol"]["sampling"]["steps"],
+        "network calls": network_calls(sampling["solver"], sampling["steps"]),
         "seconds per image": result["seconds_per_image"],
     }
 

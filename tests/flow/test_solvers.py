@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.flow.path import like
-from mezzotint.flow.solvers import SOLVERS, consistency, randn_like
+from mezzotint.flow.solvers import SOLVERS, consistency, network_calls, randn_like
 from mezzotint.flow.time import grid
 
 MEAN, STD = 0.5, 0.6
@@ -34,6 +34,20 @@ def test_error_falls_at_the_solvers_order(name: str, order: float) -> None:
     errors = [error(name, n) for n in counts]
     slope = math.log(errors[0] / errors[-1]) / math.log(counts[-1] / counts[0])
     assert slope == pytest.approx(order, abs=0.25) if order != 1.4 else slope > 1.2
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_network_calls_are_what_is_called(name: str) -> None:
+    calls = 0
+
+    def counting(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return gaussian_velocity(x, t)
+
+    for _ in SOLVERS[name](counting, torch.randn(2, 3), grid(7)):
+        pass
+    assert calls == network_calls(name, 7)
 
 
 def test_second_order_beats_first_at_equal_calls() -> None:

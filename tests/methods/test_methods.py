@@ -60,7 +60,7 @@ def test_roughness_is_the_mean_square_of_differences() -> None:
     assert roughness(board).item() == 8  # every neighbour differs by 2, in both directions
 
 
-def test_detail_changes_the_gradient_and_not_the_optimum(pipeline: Pipeline) -> None:
+def test_detail_changes_the_loss_and_not_its_minimum(pipeline: Pipeline) -> None:
     batch = WorldsConfig().build().batch(0, 4)
     plain, detailed = DenoiseConfig().build(pipeline), DenoiseConfig(detail=2.0).build(pipeline)
 

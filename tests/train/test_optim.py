@@ -57,6 +57,6 @@ def test_the_average_follows_and_starts_fast() -> None:
         module.weight.fill_(1.0)
         average.weight.zero_()
     average_(average, module, decay=0.99, step=0)
-    assert float(average.weight) == pytest.approx(0.9), "the first step takes 1 - 1/10 of the new weights"
+    assert average.weight.item() == pytest.approx(0.9), "the first step takes 1 - 1/10 of the new weights"
     average_(average, module, decay=0.5, step=10_000)
-    assert float(average.weight) == pytest.approx(0.95)
+    assert average.weight.item() == pytest.approx(0.95)

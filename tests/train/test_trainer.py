@@ -239,7 +239,7 @@ def test_accumulating_equals_one_large_batch(run_config: Make, tmp_path: Path) -
 
     def gradients(batch: int, accumulate: int) -> list[torch.Tensor]:
         trainer = Trainer(run_config(batch=batch, accumulate=accumulate), tmp_path, Halves(WorldsConfig()))
-        error = lambda b, turn, step: (trainer.method.student.encode(b.prompts).pooled.square().mean(), {})  # noqa: E731
+        error = lambda b, turn, step: (trainer.method.student.encode(b.prompts).pooled.pow(4).mean(), {})  # noqa: E731
         trainer.method.loss = error  # type: ignore[method-assign, assignment]
         batches = [b for _ in range(accumulate) for b in trainer.method.experience(trainer.loader, 0)]
         trainer._accumulate(batches, ("student",), 1, {})

@@ -6,7 +6,7 @@ The loss is on the velocity whatever the network predicts. In terms of x0 that i
 gradient to the least noisy samples, where there is the least to learn; below the time `level` the weight stays what it is there.
 
 `detail` adds the squared differences of the error between neighbouring pixels. The conditional mean minimises every
-positive definite quadratic form of the error, so this changes no optimum. It changes the way there: power falls off with
+positive definite quadratic form of the error, so this does not move the minimum. It changes the way there: power falls off with
 frequency in pictures, so that the plain loss learns edges and corners last, and differences weigh them up.
 """
 

@@ -37,7 +37,7 @@ def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency within four segments."""
     config = _continued(size, share=0.1, lr=5e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = ConsistencyConfig()
+    config.method = ConsistencyConfig(guidance=config.pipeline.sampling.guidance)
     config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="euler")
     return config
 
@@ -46,6 +46,6 @@ def dmd(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by distribution matching."""
     config = _continued(size, share=0.04, lr=2e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = DMDConfig()
+    config.method = DMDConfig(guidance=config.pipeline.sampling.guidance)
     config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="consistency")
     return config
