@@ -35,9 +35,9 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency within four segments."""
-    config = _continued(size, share=0.1, lr=5e-4)
+    config = _continued(size, share=0.1, lr=2e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = ConsistencyConfig(guidance=config.pipeline.sampling.guidance)
+    config.method = ConsistencyConfig(guidance=config.pipeline.sampling.guidance, grid=16)
     config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="euler")
     return config
 
