@@ -29,8 +29,8 @@ LIGHTS: dict[str, tuple[float, float]] = {"above": (0.0, -1.0), "left": (-1.0, 0
 LOOKS = (8, 1, 1)  # how common the backgrounds, styles and lights are: like looks in found pictures, unequally
 RELATIONS: dict[str, tuple[float, float]] = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-LATTICE = 8  # drawn scenes put centres at multiples of 1/8, four pixels at 32x32: a shape looks alike wherever it stands
-GAP = 0.08  # free space between two things, at least
+LATTICE = 4  # drawn scenes put centres at multiples of 1/4, eight pixels at 32x32: nine places, a shape looks alike at each
+GAP = 0.06  # free space between two things, at least: small ones may be diagonal neighbours
 MARGIN = 0.03  # free space between a thing and the border, at least
 
 
