@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from mezzotint.flow.path import like
 from mezzotint.flow.solvers import Denoise
 
 Branches = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -16,16 +18,15 @@ def cfg(conditional: Denoise, both: Branches, scale: float, interval: tuple[floa
 
     limited to times inside `interval`; outside it only the conditional branch is called (Kynkaanniemi et al. 2024).
     both(x, t) gives (v_c, v_u), in one batched network call or two; which of them must not change the result.
-    All of a batch's times lie on one side of the interval, as they do in sampling; ValueError otherwise.
+    Each item of a batch goes by its own time.
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         inside = (t >= interval[0]) & (t <= interval[1])
         if scale == 1 or not inside.any():
             return conditional(x, t)
-        if not inside.all():
-            raise ValueError(f"times of one batch must be all inside or all outside the interval {interval}")
         v_c, v_u = both(x, t)
-        return v_u + scale * (v_c - v_u)
+        v = v_u + scale * (v_c - v_u)
+        return v if inside.all() else torch.where(like(inside, x), v, v_c)
 
     return denoise

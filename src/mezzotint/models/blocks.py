@@ -16,10 +16,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class MLP(nn.Sequential):
-    """D -> ratio D -> D with a GELU, the exact one: on CPUs its tanh approximation takes twice as long."""
+    """D -> ratio D -> D without biases, with a GELU, the exact one: on CPUs its tanh approximation takes twice as long."""
 
     def __init__(self, dim: int, ratio: int = 4) -> None:
-        super().__init__(nn.Linear(dim, ratio * dim), nn.GELU(), nn.Linear(ratio * dim, dim))
+        super().__init__(nn.Linear(dim, ratio * dim, bias=False), nn.GELU(), nn.Linear(ratio * dim, dim, bias=False))
 
 
 class Modulation(nn.Module):
@@ -51,7 +51,6 @@ class Block(nn.Module):
         for last in (self.attention.out, self.mlp[-1]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm_attention(x), rotation, mask)

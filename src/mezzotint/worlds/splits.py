@@ -52,7 +52,7 @@ def _draw(rng: random.Random) -> Scene:
     if len(kinds) == 1:
         counts = [rng.choice((1, 1, 2, 3, 4))]
     else:
-        counts = [1, 1] if rng.random() < 0.9 else rng.choice(([2, 1], [1, 2], [2, 2], [3, 1], [1, 3]))
+        counts = [1, 1] if rng.random() < 0.95 else rng.choice(([2, 1], [1, 2], [2, 2], [3, 1], [1, 3]))
         if kinds[0][:2] == kinds[1][:2]:
             kinds[1] = kinds[0]
     if sum(counts) > 2:
