@@ -1,13 +1,33 @@
-"""The linear path and its conversions."""
+"""Paths, their coefficients, and the conversions between what networks predict."""
+
+import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from mezzotint.flow.path import from_velocity, interpolate, like, log_snr, to_velocity
+from mezzotint.flow import path
+from mezzotint.flow.path import Path, Point, from_linear, from_velocity, interpolate, like, log_snr, to_linear, to_velocity
 
-KINDS = ("velocity", "data", "noise", "score")
+KINDS = ("velocity", "data", "noise", "score", "vp_velocity")
+PATHS: dict[str, Path] = {
+    "linear": path.linear,
+    "vp_linear": path.vp_linear,
+    "vp_scaled_linear": path.vp_scaled_linear,
+    "vp_cosine": path.vp_cosine,
+    "vp_shifted_cosine": lambda u: path.vp_shifted_cosine(u, 0.5),
+    "trigflow": path.trigflow,
+    "edm": path.edm,
+    "zero_terminal": path.zero_terminal_snr(path.vp_scaled_linear),
+}
+PRESERVING = [name for name in PATHS if name not in ("linear", "edm")]
+TABLES = [path.ddpm_table(), path.scaled_linear_table(), path.cosine_table()]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_data_is_at_zero_and_noise_at_one() -> None:
@@ -23,6 +43,7 @@ def test_velocity_is_the_derivative_of_the_path() -> None:
     assert torch.allclose(slope, eps - x0, atol=1e-8)
 
 
+@settings(deadline=None)
 @given(t=st.floats(0.002, 0.998), kind=st.sampled_from(KINDS))
 def test_every_conversion_comes_back(t: float, kind: str) -> None:
     torch.manual_seed(0)
@@ -58,3 +79,168 @@ def test_log_snr_falls_from_data_to_noise() -> None:
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     assert (log_snr(t).diff() < 0).all()
     assert torch.allclose(log_snr(t).exp(), (1 - t) / t)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_derivatives_are_those_of_the_coefficients(name: str) -> None:
+    u, h = torch.linspace(0.01, 0.99, 99, dtype=torch.float64), 1e-6
+    before, here, after = (PATHS[name](u + shift) for shift in (-h, 0.0, h))
+    for slope, low, high in ((here.d_alpha, before.alpha, after.alpha), (here.d_sigma, before.sigma, after.sigma)):
+        assert torch.allclose(slope, (high - low) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_run_from_data_to_noise_and_are_finite_at_both_ends(name: str, dtype: torch.dtype) -> None:
+    point = PATHS[name](torch.linspace(0, 1, 501, dtype=dtype))
+    assert all(part.isfinite().all() for part in point)
+    assert (point.t.diff() > 0).all()
+    assert float(point.t[0]) < 0.003
+    assert float(point.t[-1]) > 0.9
+    if name in PRESERVING:
+        assert torch.allclose(point.alpha**2 + point.sigma**2, torch.ones_like(point.alpha))
+    if name in ("linear", "vp_cosine", "vp_shifted_cosine", "trigflow", "zero_terminal"):
+        assert float(point.t[-1]) == pytest.approx(1, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(u=st.floats(0.001, 0.999), name=st.sampled_from(sorted(PATHS)), kind=st.sampled_from(KINDS), other=st.sampled_from(KINDS))
+def test_every_conversion_comes_back_on_every_path(u: float, name: str, kind: str, other: str) -> None:
+    x, prediction = draw(3, 2, 4, seed=1), draw(3, 2, 4, seed=2)
+    point = PATHS[name](torch.full((3,), u, dtype=torch.float64))
+    there = from_linear(to_linear(prediction, kind, x, point), other, x, point)  # type: ignore[arg-type]
+    back = from_linear(to_linear(there, other, x, point), kind, x, point)  # type: ignore[arg-type]
+    assert float((back - prediction).norm() / prediction.norm()) < 1e-9
+    same = from_linear(to_linear(prediction, kind, x, point), kind, x, point)  # type: ignore[arg-type]
+    assert float((same - prediction).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_conversions_recover_what_made_the_point_on_every_path(name: str) -> None:
+    x0, eps = draw(5, 3, seed=1), draw(5, 3, seed=2)
+    point = PATHS[name](torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64))
+    alpha, sigma, d_alpha, d_sigma = (like(part, x0) for part in point)
+    x = alpha * x0 + sigma * eps
+    truth = {
+        "velocity": d_alpha * x0 + d_sigma * eps,
+        "data": x0,
+        "noise": eps,
+        "score": -(x - alpha * x0) / sigma**2,
+        "vp_velocity": (alpha * eps - sigma * x0) / (alpha**2 + sigma**2).sqrt(),
+    }
+    for kind, prediction in truth.items():
+        v = to_linear(prediction, kind, x, point)  # type: ignore[arg-type]
+        assert torch.allclose(v, eps - x0, rtol=1e-8, atol=1e-8), kind
+        assert torch.allclose(from_linear(eps - x0, kind, x, point), prediction, rtol=1e-8, atol=1e-8), kind  # type: ignore[arg-type]
+
+
+def test_conversions_are_finite_and_right_at_the_ends() -> None:
+    x0, eps = draw(2, 3, seed=1), draw(2, 3, seed=2)
+    zero, one = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    for kind in KINDS:
+        for x, t in ((x0, zero), (eps, one)):
+            assert from_velocity(eps - x0, kind, x, t).isfinite().all()  # type: ignore[arg-type]
+            assert to_velocity(draw(2, 3), kind, x, t).isfinite().all()  # type: ignore[arg-type]
+    assert torch.equal(from_velocity(eps - x0, "data", x0, zero), x0)
+    assert torch.allclose(from_velocity(eps - x0, "noise", x0, zero), eps)
+    assert torch.allclose(from_velocity(eps - x0, "data", eps, one), x0)
+    assert torch.allclose(from_velocity(eps - x0, "score", eps, one), -eps)
+    assert torch.allclose(from_velocity(eps - x0, "vp_velocity", eps, one), -x0)
+    assert torch.allclose(to_velocity(eps, "vp_velocity", x0, zero), eps - x0)
+    assert torch.allclose(to_velocity(x0, "data", eps, one), eps - x0)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_own_time_inverts_a_path(name: str) -> None:
+    u = torch.linspace(0.01, 0.99, 33, dtype=torch.float64)
+    assert torch.allclose(path.own_time(PATHS[name], PATHS[name](u).t), u, atol=1e-10)
+
+
+def test_frames_of_a_video_have_times_of_their_own() -> None:
+    x0, eps, t = draw(2, 3, 4, 5, 5), draw(2, 3, 4, 5, 5, seed=1), torch.rand(2, 1, 4, dtype=torch.float64)
+    x = interpolate(x0, eps, t)
+    assert torch.allclose(x[1, :, 2], (1 - t[1, 0, 2]) * x0[1, :, 2] + t[1, 0, 2] * eps[1, :, 2])
+    assert torch.allclose(from_velocity(eps - x0, "data", x, t), x0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PATHS)
+def test_a_network_of_another_path_is_read_on_the_linear_one(name: str, kind: str) -> None:
+    # Data of one point: the exact prediction of every kind is known on every path.
+    x0 = draw(1, 6)
+
+    def network(x: Tensor, u: Tensor) -> Tensor:
+        alpha, sigma, d_alpha, d_sigma = (like(part, x) for part in PATHS[name](u))
+        eps = (x - alpha * x0) / sigma
+        v_vp = (alpha * eps - sigma * x0) / (alpha**2 + sigma**2).sqrt()
+        return {"velocity": d_alpha * x0 + d_sigma * eps, "data": x0, "noise": eps, "score": -eps / sigma, "vp_velocity": v_vp}[kind]
+
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    eps = draw(3, 6, seed=3)
+    denoise = path.from_continuous(network, PATHS[name], kind)  # type: ignore[arg-type]
+    assert torch.allclose(denoise(interpolate(x0, eps, t), t), eps - x0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["noise", "data", "vp_velocity", "score"])
+@pytest.mark.parametrize("abar", TABLES)
+def test_a_network_of_a_thousand_steps_is_read_at_continuous_times(abar: Tensor, kind: str) -> None:
+    x0, indices = draw(1, 6), []
+
+    def network(x: Tensor, index: Tensor) -> Tensor:
+        indices.append(index)
+        a = like(abar[index.round().long()].sqrt(), x)
+        b = (1 - a**2).sqrt()
+        eps = (x - a * x0) / b
+        return {"noise": eps, "data": x0.expand_as(x), "vp_velocity": a * eps - b * x0, "score": -eps / b}[kind]
+
+    asked = torch.tensor([3, 250, 700])
+    t = 1 / (1 + (abar[asked] / (1 - abar[asked])).sqrt())
+    eps = draw(3, 6, seed=3)
+    denoise = path.from_discrete(network, abar, kind)  # type: ignore[arg-type]
+    assert torch.allclose(denoise(interpolate(x0, eps, t), t), eps - x0, atol=1e-8)
+    assert torch.allclose(indices[0], asked.double(), atol=1e-8)
+    between = path.from_discrete(lambda x, i: indices.append(i) or x, abar, "data")  # type: ignore[func-returns-value]
+    between(eps, (t + t[1]) / 2)
+    assert (indices[-1].diff() > 0).all()
+    assert between(eps, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).isfinite().all()
+    assert indices[-1][0] == 0
+    assert indices[-1][2] == len(abar) - 1
+
+
+def test_a_table_that_ends_in_noise_refuses_noise_prediction() -> None:
+    abar = path.zero_terminal_table(path.scaled_linear_table())
+    assert abar[-1] == 0
+    assert abar[0] == pytest.approx(float(path.scaled_linear_table()[0]), rel=1e-12)
+    with pytest.raises(ValueError, match="noise"):
+        path.from_discrete(lambda x, i: x, abar, "noise")
+    with pytest.raises(ValueError, match="alphas_cumprod"):
+        path.from_discrete(lambda x, i: x, abar.flip(0), "data")
+    denoise = path.from_discrete(lambda x, i: -torch.ones_like(x), abar, "vp_velocity")
+    assert torch.allclose(denoise(draw(1, 4), torch.ones(1, dtype=torch.float64)), draw(1, 4) - 1)
+
+
+def test_tables_and_continuous_schedules_agree() -> None:
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:]
+    for table, of in ((path.ddpm_table(), path.vp_linear), (path.scaled_linear_table(), path.vp_scaled_linear)):
+        assert torch.allclose(table.sqrt(), of(u).alpha, atol=2e-3)
+    assert torch.allclose(path.cosine_table()[:-1].sqrt(), path.vp_cosine(u).alpha[:-1], atol=1e-9)
+
+
+def test_edm_preconditioning_makes_the_best_linear_network_zero() -> None:
+    # For Gaussian data of spread sigma_data the denoiser is c_skip x: the raw network has nothing to add.
+    t, x, std = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64), draw(3, 5), 0.5
+    v = path.from_edm(lambda x, c: torch.zeros_like(x), std)(x, t)
+    slope = (t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2)
+    assert torch.allclose(v, like(slope, x) * x)
+    seen: list[Tensor] = []
+    path.from_edm(lambda x, c: seen.append(c) or x, std)(x, t)  # type: ignore[func-returns-value]
+    assert torch.allclose(seen[0], (t / (1 - t)).log() / 4)
+
+
+def test_log_snr_of_a_point_is_that_of_its_linear_time() -> None:
+    point = path.edm(torch.linspace(0.1, 0.9, 9, dtype=torch.float64))
+    assert isinstance(point, Point)
+    assert torch.allclose(point.log_snr, log_snr(point.t))
+    assert float(path.edm(torch.ones(1)).sigma) == pytest.approx(80, rel=1e-5)
+    half = path.vp_shifted_cosine(torch.tensor([0.5], dtype=torch.float64), 4.0)
+    assert float(half.log_snr) == pytest.approx(-math.log(4))
