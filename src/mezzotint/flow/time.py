@@ -1,26 +1,54 @@
-"""Which times a model is trained at and sampled at.
+"""Which times a model is trained at and sampled at, and how much each counts.
 
-A density is written as its inverse distribution function, so that stratified uniform numbers stay stratified.
+A density is written as its inverse distribution function, so that stratified uniform numbers stay stratified. A weight is of the
+velocity's squared error on the linear path; those of data and noise are t and 1 - t times the velocity's, so that a weight of either
+squared error becomes ours by t^2 or (1 - t)^2. Only density times weight matters in expectation: use one of them, not both.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def stratified(number: int) -> Tensor:
+def stratified(number: int, rank: int = 0, ranks: int = 1) -> Tensor:
     """(number,) uniform numbers in (0, 1), one in each of `number` equal strata, in random order.
 
-    A batch then covers all times evenly, which takes most of the variance out of its loss (Kingma et al. 2021, 4.1).
-    Draws from torch's global generator.
+    A batch then covers all times evenly, which takes most of the variance out of its loss (Kingma et al. 2021, 4.1). With several
+    ranks all of them together hold one number in each of number * ranks strata, and none needs to hear of the others.
+    Draws from torch's global generator. ValueError for number < 1 or a rank that is none of `ranks`.
     """
-    return (torch.randperm(number) + torch.rand(number)).div(number).clamp(1e-6, 1 - 1e-6)
+    if number < 1:
+        raise ValueError(f"number must be at least 1, got {number}")
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank must be within [0, {ranks}), got {rank}")
+    return (torch.randperm(number) * ranks + rank + torch.rand(number)).div(number * ranks).clamp(1e-6, 1 - 1e-6)
 
 
 def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Times with normal logits (Esser et al. 2024, eq. 19): most of them mid-way. mean > 0 means more noise."""
     return torch.sigmoid(mean + std * torch.special.ndtri(u))
+
+
+def mode(u: Tensor, scale: float = 1.29) -> Tensor:
+    """Times heavy in the middle for scale > 0, at the ends for scale < 0 (Esser et al. 2024, eq. 20); 0 is uniform.
+
+    ValueError for scale outside [-1, 2 / (pi - 2)], where times would turn back. Falls from 1 to 0 as u rises.
+    """
+    if not -1 <= scale <= 2 / (math.pi - 2):
+        raise ValueError(f"scale must be within [-1, {2 / (math.pi - 2):.4f}], got {scale}")
+    return 1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+
+
+def cosmap(u: Tensor) -> Tensor:
+    """Times whose logarithmic signal-to-noise ratio is distributed as the cosine schedule's (Esser et al. 2024, section 3.1)."""
+    return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
+
+
+def edm_log_normal(u: Tensor, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """Times whose sigma = t / (1 - t) is log-normal (Karras et al. 2022, table 1). log sigma is the logit of t: `logit_normal`."""
+    return logit_normal(u, mean, std)
 
 
 def shift(t: Tensor, ratio: float) -> Tensor:
@@ -29,6 +57,55 @@ def shift(t: Tensor, ratio: float) -> Tensor:
     For pictures with n times the pixels use sqrt(n). Shifting by a and then by 1/a is the identity; 0 and 1 stay.
     """
     return ratio * t / (1 + (ratio - 1) * t)
+
+
+def sd3_ratio(size: int, reference: int) -> float:
+    """The ratio of `shift` for pictures of `size` pixels or tokens by a model at home at `reference` (Esser et al. 2024, eq. 23)."""
+    if min(size, reference) < 1:
+        raise ValueError(f"size and reference must be at least 1, got {size} and {reference}")
+    return math.sqrt(size / reference)
+
+
+def flux_ratio(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15)) -> float:
+    """The ratio of `shift` as FLUX has it: exp(mu), mu linear in the number of tokens through two points (tokens, mu).
+
+    LTX-Video has the points (1024, 0.95) and (4096, 2.05), and a `stretched` grid.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    return math.exp(low[1] + (tokens - low[0]) * (high[1] - low[1]) / (high[0] - low[0]))
+
+
+def stretched(times: Tensor, last: float = 0.1) -> Tensor:
+    """A falling grid with its last time above 0 moved to `last`, and 1 kept (LTX-Video): 1 - t is scaled. A final 0 stays.
+
+    ValueError for last outside (0, 1).
+    """
+    if not 0 < last < 1:
+        raise ValueError(f"last must be within (0, 1), got {last}")
+    inner = times[times > 0]
+    factor = (1 - last) / (1 - inner[-1]) if inner[-1] < 1 else 1.0
+    return torch.where(times > 0, 1 - (1 - times) * factor, times)
+
+
+def min_snr(t: Tensor, gamma: float = 5.0) -> Tensor:
+    """Weight min(SNR, gamma) of the data's error (Hang et al. 2023, eq. 8), on the velocity's: min((1 - t)^2, gamma t^2)."""
+    return torch.minimum((1 - t) ** 2, gamma * t**2)
+
+
+def edm_weight(t: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """Weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 of the data's error (Karras et al. 2022, table 1), on the velocity's."""
+    return (t / sigma_data) ** 2 + (1 - t) ** 2
+
+
+def sigma_sqrt(t: Tensor, smallest: float = 1e-3) -> Tensor:
+    """Weight 1 / t^2 on the velocity's error, as SD3's trainers call it: that of the noise-free end; t is kept at least `smallest`."""
+    return t.clamp_min(smallest) ** -2
+
+
+def cosmap_weight(t: Tensor) -> Tensor:
+    """The density of `cosmap` as a weight: 2 / (pi (1 - 2 t + 2 t^2)) (Esser et al. 2024, section 3.1)."""
+    return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
 
 
 @dataclass
