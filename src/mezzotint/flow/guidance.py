@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mezzotint.flow.domain import above, within
 from mezzotint.flow.path import T_MIN, like
 from mezzotint.flow.solvers import Denoise
 
@@ -39,6 +40,7 @@ def guided(conditional: Denoise, both: Branches, rule: Rule, interval: tuple[flo
 
     All of a batch's times lie on one side of the interval, as they do in sampling; ValueError otherwise.
     """
+    _check_interval(interval)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         if not _inside(t, interval):
@@ -47,6 +49,11 @@ def guided(conditional: Denoise, both: Branches, rule: Rule, interval: tuple[flo
         return rule(x, t, v_c, v_u)
 
     return denoise
+
+
+def _check_interval(interval: tuple[float, float]) -> None:
+    if not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(f"interval must be two times that rise within [0, 1], got {interval}")
 
 
 def _inside(t: Tensor, interval: tuple[float, float]) -> bool:
@@ -72,14 +79,14 @@ def cfg(conditional: Denoise, both: Branches, scale: float, interval: tuple[floa
 def rescaled(rule: Rule, share: float = 0.7) -> Rule:
     """The rule's velocity with its spread over a sample brought back to the conditional's (Lin et al. 2024, eqs. 15 and 16).
 
-    share: of the result, beside what the rule gave; the paper's phi. ValueError outside [0, 1].
+    share: of the result, beside what the rule gave; the paper's phi. ValueError outside [0, 1]. A velocity without spread stays.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be within [0, 1], got {share}")
+    within(0, 1, share=share)
 
     def rescale(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:
         v = rule(x, t, v_c, v_u)
-        ratio = v_c.flatten(1).std(1) / v.flatten(1).std(1)
+        spread = v.flatten(1).std(1, correction=0)
+        ratio = torch.where(spread > 0, v_c.flatten(1).std(1, correction=0) / spread, 1.0)
         return v * like(share * ratio + (1 - share), v)
 
     return rescale
@@ -87,8 +94,7 @@ def rescaled(rule: Rule, share: float = 0.7) -> Rule:
 
 def renormed(rule: Rule, limit: float = 1.0) -> Rule:
     """The rule's velocity with a norm of at most `limit` times the conditional's, each sample for itself (Qin et al. 2025)."""
-    if limit <= 0:
-        raise ValueError(f"limit must be above 0, got {limit}")
+    above(0, limit=limit)
 
     def renorm(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:
         v = rule(x, t, v_c, v_u)
@@ -105,8 +111,7 @@ def apg(scale: float, parallel: float = 0.0, radius: float = 2.5, momentum: floa
     Diffusers adds scale times the update to D_u instead, so that scale 1 is not the conditional there.
     The rule remembers its last update: make one for each generation, and use it with solvers that call the network in order.
     """
-    if radius <= 0:
-        raise ValueError(f"radius must be above 0, got {radius}")
+    above(0, radius=radius)
     average: Tensor | None = None
 
     def rule(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:
@@ -127,8 +132,10 @@ def apg(scale: float, parallel: float = 0.0, radius: float = 2.5, momentum: floa
 def cfg_zero_star(scale: float, still: float = 0.04) -> Rule:
     """CFG-Zero* (Fan et al. 2025, eqs. 8 and 9): v_u first scaled by s* = <v_c, v_u> / |v_u|^2 of each sample, then `linear`.
 
-    Within `still` of pure noise the velocity is zero. The paper counts steps, ours is a time: the same on an even grid.
+    Within `still` of pure noise the velocity is zero. The paper counts steps, ours is a time: the same on an even grid. Made for
+    Euler's method: to a solver that remembers data a velocity of zero says that noise is data. ValueError for still outside [0, 1].
     """
+    within(0, 1, still=still)
 
     def rule(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:
         c, u = v_c.flatten(1), v_u.flatten(1)
@@ -142,6 +149,7 @@ def skip_layer(rule: Rule, skipped: Denoise, scale: float, interval: tuple[float
     """A rule plus scale (v_c - v_skip), with `skipped` the conditional branch without some layers (Stability AI, SD 3.5): one more
     call at times inside `interval`.
     """
+    _check_interval(interval)
 
     def with_skip(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:
         v = rule(x, t, v_c, v_u)
@@ -155,7 +163,6 @@ def dynamic_threshold(x0: Tensor, quantile: float = 0.995) -> Tensor:
 
     Not for latents, whose range is no box. ValueError for quantile outside [0, 1].
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"quantile must be within [0, 1], got {quantile}")
+    within(0, 1, quantile=quantile)
     edge = like(x0.flatten(1).abs().quantile(quantile, dim=1).clamp_min(1), x0)
     return torch.minimum(torch.maximum(x0, -edge), edge) / edge

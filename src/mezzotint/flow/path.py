@@ -12,7 +12,7 @@ with c = alpha + sigma, x_u = c x_t at t = sigma / c, where both have one signal
 own time u in [0, 1] (0 is data) to a `Point`, and solvers, guidance and losses need to know none but the linear one.
 
 Times are (B,) or any shape that broadcasts against x from the left: (B, 1, F) gives the frames of a video (B, C, F, H, W)
-their own. They are kept in the precision that they come in.
+their own. They are kept in the precision that they come in; ValueError outside [0, 1].
 """
 
 import math
@@ -21,6 +21,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mezzotint.flow.domain import above, within
 
 Prediction = Literal["velocity", "data", "noise", "score", "vp_velocity"]
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +38,7 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
 def interpolate(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """The point of the path at time `t`. Shapes: (B, ...), (B, ...), (B,) -> (B, ...)."""
+    within(0, 1, t=t)
     return x0 + like(t, x0) * (eps - x0)
 
 
@@ -45,6 +48,7 @@ def to_velocity(prediction: Tensor, kind: Prediction, x: Tensor, t: Tensor) -> T
     "vp_velocity" is a eps - b x0 with a, b = (1 - t, t) / n and n^2 = (1 - t)^2 + t^2 (Salimans & Ho 2022, appendix D), of the
     variance-preserving point x / n. Divides by t for "data" and by 1 - t for "noise" and "score"; both are kept at least `T_MIN`.
     """
+    within(0, 1, t=t)
     t = like(t, x)
     if kind == "velocity":
         return prediction
@@ -62,6 +66,7 @@ def to_velocity(prediction: Tensor, kind: Prediction, x: Tensor, t: Tensor) -> T
 
 def from_velocity(v: Tensor, kind: Prediction, x: Tensor, t: Tensor) -> Tensor:
     """What a velocity says of data, noise, score or the VP velocity at (x, t). The score divides by t, kept at least `T_MIN`."""
+    within(0, 1, t=t)
     t = like(t, x)
     if kind == "velocity":
         return v
@@ -83,6 +88,7 @@ def _norm(t: Tensor) -> Tensor:
 
 def log_snr(t: Tensor) -> Tensor:
     """Half the logarithm of the signal-to-noise ratio, log((1 - t) / t): +inf at data, -inf at noise."""
+    within(0, 1, t=t)
     return (1 - t).log() - t.log()
 
 
@@ -142,33 +148,46 @@ def _wronskian(point: Point) -> Tensor:
 
 def linear(u: Tensor) -> Point:
     """The linear path itself."""
+    within(0, 1, u=u)
     one = torch.ones_like(u)
     return Point(1 - u, u, -one, one)
 
 
 def vp_linear(u: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Point:
     """Variance preserving, beta linear in time (Song et al. 2021b, eq. 33): DDPM's schedule in continuous time."""
-    log_alpha = -(beta_min * u + (beta_max - beta_min) * u**2 / 2) / 2
-    return _preserving(log_alpha.exp(), -(beta_min + (beta_max - beta_min) * u) / 2 * log_alpha.exp())
+    within(0, 1, u=u)
+    above(0, beta_min=beta_min, beta_max=beta_max)
+    slope = beta_max - beta_min
+    return _from_beta(beta_min + slope * u, beta_min * u + slope * u**2 / 2)
 
 
 def vp_scaled_linear(u: Tensor, beta_min: float = 0.85, beta_max: float = 12.0) -> Point:
     """Variance preserving, square root of beta linear in time (Rombach et al. 2022): Stable Diffusion's, in continuous time."""
+    within(0, 1, u=u)
+    above(0, beta_min=beta_min, beta_max=beta_max)
     low, slope = math.sqrt(beta_min), math.sqrt(beta_max) - math.sqrt(beta_min)
-    log_alpha = -((low + slope * u) ** 3 - low**3) / (6 * slope)
-    return _preserving(log_alpha.exp(), -((low + slope * u) ** 2) / 2 * log_alpha.exp())
+    return _from_beta((low + slope * u) ** 2, low**2 * u + low * slope * u**2 + slope**2 * u**3 / 3)
 
 
 def vp_cosine(u: Tensor, offset: float = 0.008) -> Point:
-    """Variance preserving, alpha a cosine (Nichol & Dhariwal 2021, eq. 17), without their cap on beta: alpha ends at 0."""
+    """Variance preserving, alpha a cosine (Nichol & Dhariwal 2021, eq. 17), without their cap on beta: alpha ends at 0.
+
+    ValueError for offset <= 0; without one the path is `trigflow`.
+    """
+    within(0, 1, u=u)
+    above(0, offset=offset)
     rate = math.pi / 2 / (1 + offset)
     start, angle = rate * offset, rate * (u + offset)
     alpha = angle.cos().clamp_min(0) / math.cos(start)
-    return _preserving(alpha, -rate * angle.sin() / math.cos(start))
+    # cos^2 a - cos^2 b = sin(b - a) sin(b + a): 1 - alpha^2 without cancellation.
+    sigma = (torch.sin(rate * u) * torch.sin(rate * (u + 2 * offset))).sqrt() / math.cos(start)
+    return _preserving(alpha, sigma, -rate * angle.sin() / math.cos(start))
 
 
 def vp_shifted_cosine(u: Tensor, ratio: float = 1.0) -> Point:
-    """Variance preserving, sigma / alpha = ratio tan(pi u / 2) (Hoogeboom et al. 2023, eq. 5); ratio is side / 64 there."""
+    """Variance preserving, sigma / alpha = ratio tan(pi u / 2) (Hoogeboom et al. 2023, section 2.1); ratio is side / 64 there."""
+    within(0, 1, u=u)
+    above(0, ratio=ratio)
     a, b = torch.cos(math.pi / 2 * u).clamp_min(0), ratio * torch.sin(math.pi / 2 * u)
     n = (a**2 + b**2).sqrt()
     rate = math.pi / 2 * ratio / n**2  # of the angle atan(b / a)
@@ -185,6 +204,9 @@ def trigflow(u: Tensor) -> Point:
 
 def edm(u: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Point:
     """Variance exploding: alpha = 1, sigma^(1/rho) linear from sigma_min to sigma_max (Karras et al. 2022, eq. 5)."""
+    within(0, 1, u=u)
+    above(0, sigma_min=sigma_min, rho=rho)
+    above(sigma_min, sigma_max=sigma_max)
     low = sigma_min ** (1 / rho)
     slope = sigma_max ** (1 / rho) - low
     root = low + slope * u
@@ -197,19 +219,26 @@ def zero_terminal_snr(path: Path) -> Path:
     def rescaled(u: Tensor) -> Point:
         point, first, last = path(u), path(torch.zeros_like(u)).alpha, path(torch.ones_like(u)).alpha
         factor = first / (first - last)
-        return _preserving((point.alpha - last) * factor, point.d_alpha * factor)
+        alpha = (point.alpha - last) * factor
+        return _preserving(alpha, ((1 - alpha) * (1 + alpha)).clamp_min(0).sqrt(), point.d_alpha * factor)
 
     return rescaled
 
 
-def _preserving(alpha: Tensor, d_alpha: Tensor) -> Point:
-    """sigma from alpha^2 + sigma^2 = 1. Where sigma starts as a square root its slope is infinite: cut off at sigma = `T_MIN`."""
-    sigma = ((1 - alpha) * (1 + alpha)).clamp_min(0).sqrt()
+def _from_beta(beta: Tensor, integral: Tensor) -> Point:
+    """alpha = exp(-integral of beta / 2), and sigma where alpha is nearly 1 too."""
+    alpha = (-integral / 2).exp()
+    return _preserving(alpha, (-torch.expm1(-integral)).sqrt(), -beta / 2 * alpha)
+
+
+def _preserving(alpha: Tensor, sigma: Tensor, d_alpha: Tensor) -> Point:
+    """With the slope of sigma from alpha^2 + sigma^2 = 1; infinite where sigma starts as a square root, and cut off at sigma = `T_MIN`."""
     return Point(alpha, sigma, d_alpha, -alpha * d_alpha / sigma.clamp_min(T_MIN))
 
 
 def own_time(path: Path, t: Tensor) -> Tensor:
     """The path's own time u whose signal-to-noise ratio is the linear path's at t, by bisection; at an end if there is none."""
+    within(0, 1, t=t)
     low, high = torch.zeros_like(t, dtype=torch.float64), torch.ones_like(t, dtype=torch.float64)
     for _ in range(52):
         middle = (low + high) / 2
@@ -221,14 +250,16 @@ def own_time(path: Path, t: Tensor) -> Tensor:
 def from_continuous(network: Network, path: Path, kind: Prediction) -> Network:
     """A network of another path as a denoise function of the linear one. network(x, u): x on its path, u in its own time.
 
-    Times beyond the ends of the path are read at the ends.
+    Times beyond the ends of the path are read at the ends (`_readable`), and so are those at which noise or score say nothing of data.
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        u = own_time(path, t)
-        point = path(u)
-        there = like(point.scale, x) * x
-        return to_linear(network(there, u), kind, there, point)
+        ends = path(torch.tensor([0.0, 1.0], dtype=torch.float64, device=t.device)).t
+        where = _readable(t, kind, ends).to(t)
+        u = own_time(path, where)
+        point, seen = path(u), like(_norm(where) / _norm(t), x) * x
+        there = like(point.scale, x) * seen
+        return _as_seen(to_linear(network(there, u), kind, there, point), seen, where, x, t)
 
     return denoise
 
@@ -238,38 +269,51 @@ def from_discrete(network: Network, alphas_cumprod: Tensor, kind: Prediction) ->
     variance, i the fractional index into alphas_cumprod (N,), falling.
 
     Between two indices i is linear in t, which is finite even where the signal-to-noise ratio is zero; times beyond the table are
-    read at its ends. ValueError where the network predicts noise, or the score, and the table ends in pure noise.
+    read at its ends (`_readable`). ValueError where the network predicts noise, or the score, and the table ends in pure noise.
     """
+    _check_table(alphas_cumprod)
     abar = alphas_cumprod.double()
-    if abar.ndim != 1 or not bool((abar.diff() < 0).all()) or not bool((abar[-1] >= 0) & (abar[0] < 1)):
-        raise ValueError("alphas_cumprod must be (N,) and fall within [0, 1)")
     if kind in ("noise", "score") and abar[-1] == 0:
         raise ValueError(f"kind {kind!r} says nothing of data at a signal-to-noise ratio of zero, where alphas_cumprod ends")
     table = 1 / (1 + (abar / (1 - abar)).sqrt())
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         times = table.to(t.device)
-        where = t.double().clamp(times[0], times[-1])
+        where = _readable(t, kind, times)
         right = torch.searchsorted(times, where.contiguous()).clamp(1, len(times) - 1)
         index = right - 1 + (where - times[right - 1]) / (times[right] - times[right - 1])
         where = where.to(t)
         n, unit = like(_norm(where), x), x / like(_norm(t), x)
         prediction = network(unit, index.to(t))
-        return to_velocity(prediction / n if kind == "score" else prediction, kind, n * unit, where)
+        v = to_velocity(prediction / n if kind == "score" else prediction, kind, n * unit, where)
+        return _as_seen(v, n * unit, where, x, t)
 
     return denoise
 
 
+def _readable(t: Tensor, kind: Prediction, times: Tensor) -> Tensor:
+    """The nearest time in float64 that a network knows, of those from times[0] to times[-1]; for noise and score at most 1 - `T_MIN`."""
+    last = times[-1].clamp_max(1 - T_MIN) if kind in ("noise", "score") else times[-1]
+    return t.double().clamp(times[0], last)
+
+
+def _as_seen(v: Tensor, seen: Tensor, where: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """v at (seen, where) as the velocity at (x, t): beyond the noisy end of what a network knows, the one that leads to the same data."""
+    t = like(t, x)
+    return torch.where(t > like(where, x), (x - from_velocity(v, "data", seen, where)) / t, v)
+
+
 def from_edm(network: Network, sigma_data: float = 0.5) -> Network:
     """EDM's raw network F as a denoise function (Karras et al. 2022, table 1). network(c_in x, c_noise), x of variance sigma^2 more
-    than the data's; t is kept at most 1 - `T_MIN`, that is sigma at most 999.
+    than the data's. It is read at times from `T_MIN` to 1 - `T_MIN`, that is sigma from 0.001 to 999.
     """
+    above(0, sigma_data=sigma_data)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        t = t.clamp(T_MIN, 1 - T_MIN)
-        sigma = t / (1 - t)
+        where = t.clamp(T_MIN, 1 - T_MIN)
+        sigma = where / (1 - where)
         total = (sigma**2 + sigma_data**2).sqrt()
-        there = x / like(1 - t, x)
+        there = x / like(1 - where, x)
         raw = network(there / like(total, x), sigma.log() / 4)
         x0 = like((sigma_data / total) ** 2, x) * there + like(sigma * sigma_data / total, x) * raw
         return to_velocity(x0, "data", x, t)
@@ -279,21 +323,34 @@ def from_edm(network: Network, sigma_data: float = 0.5) -> Network:
 
 def ddpm_table(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Tensor:
     """alphas_cumprod (steps,) in float64 of beta linear in the index (Ho et al. 2020, section 4)."""
+    within(1, math.inf, steps=steps)
+    within(0, 1, beta_min=beta_min, beta_max=beta_max)
     return (1 - torch.linspace(beta_min, beta_max, steps, dtype=torch.float64)).cumprod(0)
 
 
 def scaled_linear_table(steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> Tensor:
     """alphas_cumprod (steps,) in float64 of Stable Diffusion: the square root of beta is linear in the index."""
+    within(1, math.inf, steps=steps)
+    within(0, 1, beta_min=beta_min, beta_max=beta_max)
     return (1 - torch.linspace(math.sqrt(beta_min), math.sqrt(beta_max), steps, dtype=torch.float64) ** 2).cumprod(0)
 
 
 def cosine_table(steps: int = 1000, cap: float = 0.999) -> Tensor:
     """alphas_cumprod (steps,) in float64 of `vp_cosine`, with each beta at most `cap` (Nichol & Dhariwal 2021, eq. 17)."""
+    within(1, math.inf, steps=steps)
+    within(0, 1, cap=cap)
     abar = vp_cosine(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).alpha ** 2
     return (abar[1:] / abar[:-1]).clamp_min(1 - cap).cumprod(0)
 
 
 def zero_terminal_table(alphas_cumprod: Tensor) -> Tensor:
     """`zero_terminal_snr` of a table: the last entry becomes 0, the first stays."""
+    _check_table(alphas_cumprod)
     root = alphas_cumprod.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def _check_table(alphas_cumprod: Tensor) -> None:
+    inside = (alphas_cumprod >= 0) & (alphas_cumprod < 1)
+    if alphas_cumprod.ndim != 1 or len(alphas_cumprod) < 2 or not bool(inside.all()) or not bool((alphas_cumprod.diff() < 0).all()):
+        raise ValueError("alphas_cumprod must be two numbers or more that fall within [0, 1)")
