@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import DTYPES, SHAPES, TIMES, normal
 from torch import Tensor
 
 from mezzotint.flow import guidance
@@ -158,8 +161,50 @@ def test_arguments_are_named_with_their_range() -> None:
     for name, make in {
         "share": lambda: guidance.rescaled(guidance.linear(1.0), 1.5),
         "limit": lambda: guidance.renormed(guidance.linear(1.0), 0.0),
+        "still": lambda: guidance.cfg_zero_star(2.0, still=1.5),
+        "interval": lambda: guidance.skip_layer(guidance.linear(1.0), lambda x, t: x, 1.0, (0.2, 1.2)),
         "radius": lambda: guidance.apg(2.0, radius=-1.0),
         "quantile": lambda: guidance.dynamic_threshold(X, 2.0),
     }.items():
         with pytest.raises(ValueError, match=f"{name} must be"):
             make()
+    net = Network()
+    for interval in ((0.6, 0.2), (-0.1, 0.5), (0.0, float("nan"))):
+        with pytest.raises(ValueError, match=r"interval must be two times that rise within \[0, 1\]"):
+            guidance.cfg(net.conditional, net.both, 2.0, interval)
+
+
+RULES = {
+    "linear": lambda: guidance.linear(4.0),
+    "rescaled": lambda: guidance.rescaled(guidance.linear(4.0), 0.7),
+    "renormed": lambda: guidance.renormed(guidance.linear(4.0)),
+    "apg": lambda: guidance.apg(4.0),
+    "cfg_zero_star": lambda: guidance.cfg_zero_star(4.0),
+    "rescaled cfg_zero_star": lambda: guidance.rescaled(guidance.cfg_zero_star(4.0)),
+    "renormed cfg_zero_star": lambda: guidance.renormed(guidance.cfg_zero_star(4.0)),
+    "skip_layer": lambda: guidance.skip_layer(guidance.linear(4.0), lambda x, t: 0.5 * x, 2.0),
+}
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(sorted(RULES)), shape=SHAPES, dtype=DTYPES, t=TIMES, zeros=st.sampled_from(["none", "both", "second", "equal"]))
+def test_every_rule_is_finite(name: str, shape: tuple[int, ...], dtype: torch.dtype, t: float, zeros: str) -> None:
+    x, v_c, v_u = (normal(shape, dtype, seed) for seed in range(3))
+    v_c = torch.zeros_like(v_c) if zeros == "both" else v_c
+    v_u = v_c if zeros == "equal" else torch.zeros_like(v_u) if zeros in ("both", "second") else v_u
+    rule, times = RULES[name](), torch.full(shape[:1], t, dtype=dtype)
+    for _ in range(2):
+        found = rule(x, times, v_c, v_u)
+        assert found.shape == shape
+        assert found.dtype == dtype
+        assert found.isfinite().all()
+        assert torch.allclose(found, v_c, atol=1e-5) or zeros != "equal" or "zero" in name or name == "skip_layer"
+    assert guidance.dynamic_threshold(v_c).abs().max() <= 1
+
+
+def test_a_rule_does_not_depend_on_the_neighbours() -> None:
+    for name, make in RULES.items():
+        together = make()(X, T, C, U)
+        for row in range(3):
+            alone = make()(*(part[row : row + 1] for part in (X, T, C)), U[row : row + 1])
+            assert torch.allclose(together[row], alone[0]), name

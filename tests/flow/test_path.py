@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import DTYPES, SHAPES, TIMES, normal
 from torch import Tensor
 
 from mezzotint.flow import path
@@ -244,3 +245,122 @@ def test_log_snr_of_a_point_is_that_of_its_linear_time() -> None:
     assert float(path.edm(torch.ones(1)).sigma) == pytest.approx(80, rel=1e-5)
     half = path.vp_shifted_cosine(torch.tensor([0.5], dtype=torch.float64), 4.0)
     assert float(half.log_snr) == pytest.approx(-math.log(4))
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_coefficients_in_float32_are_right_near_data(name: str) -> None:
+    u = torch.tensor([1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+    exact = PATHS[name](u.double())
+    assert torch.allclose(PATHS[name](u).sigma.double(), exact.sigma, rtol=1e-5, atol=0)
+
+
+def point_network(path_: Path, x0: Tensor) -> path.Network:
+    """The exact noise prediction of data of one point on some path."""
+
+    def network(x: Tensor, u: Tensor) -> Tensor:
+        point = path_(u)
+        return (x - like(point.alpha, x) * x0) / like(point.sigma, x)
+
+    return network
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_beyond_its_noisy_end_a_path_leads_to_the_data_that_its_network_sees(name: str) -> None:
+    x0, t = normal((3, 4), torch.float64), torch.tensor([0.9, 0.9999, 1.0], dtype=torch.float64)
+    x = normal((3, 4), torch.float64, seed=1)
+    denoise = path.from_continuous(point_network(PATHS[name], x0), PATHS[name], "noise")
+    assert torch.allclose(from_velocity(denoise(x, t), "data", x, t), x0, atol=1e-6)
+
+
+@pytest.mark.parametrize("abar", TABLES)
+def test_beyond_its_noisy_end_a_table_leads_to_the_data_that_its_network_sees(abar: Tensor) -> None:
+    x0, t = normal((2, 4), torch.float64), torch.tensor([0.99995, 1.0], dtype=torch.float64)
+    x = normal((2, 4), torch.float64, seed=1)
+
+    def network(x: Tensor, index: Tensor) -> Tensor:
+        # Between two indices as our adapter reads them: linear in the time of the linear path.
+        times = 1 / (1 + (abar / (1 - abar)).sqrt())
+        low = index.floor().long().clamp_max(len(abar) - 2)
+        where = like(times[low] + (index - low) * (times[low + 1] - times[low]), x)
+        n = ((1 - where) ** 2 + where**2).sqrt()
+        return (n * x - (1 - where) * x0) / where
+
+    denoise = path.from_discrete(network, abar, "noise")
+    assert torch.allclose(from_velocity(denoise(x, t), "data", x, t), x0, atol=1e-6)
+
+
+def test_edms_network_leads_to_its_data_from_pure_noise() -> None:
+    # With a raw network of zero the denoiser is c_skip x.
+    x, t, std = normal((2, 4), torch.float64), torch.ones(2, dtype=torch.float64), 0.5
+    sigma = (1 - path.T_MIN) / path.T_MIN
+    v = path.from_edm(lambda x, c: torch.zeros_like(x), std)(x, t)
+    assert torch.allclose(from_velocity(v, "data", x, t), std**2 / (sigma**2 + std**2) * x / path.T_MIN)
+
+
+@settings(deadline=None)
+@given(shape=SHAPES, dtype=DTYPES, kind=st.sampled_from(KINDS), t=TIMES)
+def test_conversions_are_finite_on_their_domain(shape: tuple[int, ...], dtype: torch.dtype, kind: str, t: float) -> None:
+    x, prediction, times = normal(shape, dtype), normal(shape, dtype, 1), torch.full(shape[:1], t, dtype=dtype)
+    for convert in (to_velocity, from_velocity):
+        found = convert(prediction, kind, x, times)  # type: ignore[arg-type]
+        assert found.shape == shape
+        assert found.dtype == dtype
+        assert found.isfinite().all()
+    assert interpolate(x, prediction, times).isfinite().all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    shape=SHAPES,
+    dtype=DTYPES,
+    name=st.sampled_from(sorted(PATHS)),
+    kind=st.sampled_from(KINDS),
+    t=TIMES,
+    source=st.sampled_from(["continuous", "discrete", "edm"]),
+)
+def test_networks_of_other_paths_are_finite_at_all_times(
+    shape: tuple[int, ...], dtype: torch.dtype, name: str, kind: str, t: float, source: str
+) -> None:
+    def network(x: Tensor, u: Tensor) -> Tensor:
+        assert x.isfinite().all()
+        assert u.isfinite().all()
+        assert u.dtype == dtype
+        return 0.5 * x + 0.1
+
+    x, times = normal(shape, dtype), torch.full(shape[:1], t, dtype=dtype)
+    denoise = {
+        "continuous": lambda: path.from_continuous(network, PATHS[name], kind),  # type: ignore[arg-type]
+        "discrete": lambda: path.from_discrete(network, path.cosine_table(), kind),  # type: ignore[arg-type]
+        "edm": lambda: path.from_edm(network),
+    }[source]()
+    v = denoise(x, times)
+    assert v.shape == shape
+    assert v.dtype == dtype
+    assert v.isfinite().all()
+
+
+def test_arguments_are_named_with_their_range() -> None:
+    u, x, late = torch.tensor([0.5]), torch.zeros(1, 2), torch.tensor([1.5])
+    for name, make in {
+        "beta_min": lambda: path.vp_linear(u, beta_min=0.0),
+        "beta_max": lambda: path.vp_scaled_linear(u, beta_max=math.nan),
+        "offset": lambda: path.vp_cosine(u, 0.0),
+        "ratio": lambda: path.vp_shifted_cosine(u, -1.0),
+        "sigma_max": lambda: path.edm(u, sigma_max=0.001),
+        "sigma_data": lambda: path.from_edm(lambda x, c: x, 0.0),
+        "steps": lambda: path.ddpm_table(0),
+        "cap": lambda: path.cosine_table(cap=1.5),
+        "alphas_cumprod": lambda: path.zero_terminal_table(torch.tensor([0.5])),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            make()
+    for bad in (late, -late, torch.tensor([math.nan])):
+        for convert in (to_velocity, from_velocity):
+            with pytest.raises(ValueError, match=r"t must be within \[0, 1\]"):
+                convert(x, "velocity", x, bad)
+        for path_ in PATHS.values():
+            with pytest.raises(ValueError, match=r"u must be within \[0, 1\]"):
+                path_(bad)
+        for question in (log_snr, lambda t: interpolate(x, x, t), lambda t: path.own_time(path.linear, t)):
+            with pytest.raises(ValueError, match=r"t must be within \[0, 1\]"):
+                question(bad)

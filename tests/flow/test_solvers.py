@@ -1,5 +1,6 @@
 """Solvers against exact flows: Gaussian data has a known velocity and a known map from noise to data."""
 
+import math
 from functools import cache, partial
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import torch
 from exact import Gaussian, Mixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import DTYPES, SHAPES, falling, normal
 from torch import Tensor
 
 from mezzotint.flow import solvers
@@ -139,13 +141,22 @@ def test_mixture_data_shows_the_order(name: str, order: int) -> None:
     assert slope(errors, [48, 64, 96, 128, 192]) == pytest.approx(order, abs=0.35)
 
 
+VARIANTS: dict[str, Solver] = {
+    "churned": partial(solvers.edm, churn=20.0),
+    "ddim": partial(solvers.ddim, eta=0.5),
+    "sit": partial(solvers.flow_sde, law=solvers.sit()),
+    "constant": partial(solvers.flow_sde, law=solvers.constant(0.5)),
+    "cps": partial(solvers.flow_sde, law=solvers.cps()),
+}
+EVERY = {**SOLVERS, **VARIANTS}
+
+
 @pytest.mark.parametrize("size", [2, 64])
-@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde", "flow_sde", "churned", "ddim"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde", "flow_sde", "sit", "constant", "churned", "ddim"])
 def test_stochastic_solvers_reach_the_mixture(name: str, size: int) -> None:
-    data, solver = Mixture(size), {**SOLVERS, "churned": partial(solvers.edm, churn=20.0), "ddim": partial(solvers.ddim, eta=0.5)}[name]
-    count = 10_000 if size == 2 else 1_000
+    data, count = Mixture(size), 10_000 if size == 2 else 1_000
     times = torch.cat([torch.ones(1), torch.sigmoid(torch.linspace(6, -6, 600)), torch.zeros(1)]).double()
-    found = data.deviations(last(solver, data.velocity, start(count, size), times))
+    found = data.deviations(last(EVERY[name], data.velocity, start(count, size), times))
     assert max(abs(v) for v in found.values()) < 4.5, found
 
 
@@ -261,16 +272,10 @@ def test_items_and_frames_with_times_of_their_own(name: str) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    name=st.sampled_from(sorted(SOLVERS)),
-    shape=st.one_of(st.tuples(*[st.integers(1, 3)] * 4), st.tuples(*[st.integers(1, 3)] * 5)),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    steps=st.integers(1, 100),
-    ratio=st.floats(0.2, 8.0),
-)
+@given(name=st.sampled_from(sorted(EVERY)), shape=SHAPES, dtype=DTYPES, steps=st.integers(1, 100), ratio=st.floats(0.2, 8.0))
 def test_every_solver_ends_in_finite_data(name: str, shape: tuple[int, ...], dtype: torch.dtype, steps: int, ratio: float) -> None:
-    x, done = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)), 0
-    for step in SOLVERS[name](gaussian_velocity, x, grid(steps, ratio), generator=torch.Generator().manual_seed(1)):
+    x, done = normal(shape, dtype), 0
+    for step in EVERY[name](gaussian_velocity, x, grid(steps, ratio), generator=torch.Generator().manual_seed(1)):
         done += 1
         assert step.x.shape == step.x0.shape == x.shape
         assert step.x.dtype == step.x0.dtype == dtype
@@ -279,11 +284,78 @@ def test_every_solver_ends_in_finite_data(name: str, shape: tuple[int, ...], dty
     assert done == steps
 
 
+@settings(deadline=None, max_examples=100)
+@given(name=st.sampled_from(sorted(EVERY)), times=falling())
+def test_any_falling_grid_keeps_every_solver_finite_and_within_bounds(name: str, times: Tensor) -> None:
+    # Standing still, steps of any size, both ends or neither.
+    x = normal((4, 3), torch.float64)
+    for step in EVERY[name](gaussian_velocity, x, times, generator=torch.Generator().manual_seed(1)):
+        assert step.x.isfinite().all()
+    assert float(step.x.abs().max()) < 1e3
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_a_grid_that_stands_still_moves_nothing(name: str) -> None:
+    x = normal((4, 3), torch.float64)
+    for t in (0.0, 0.3, 1.0):
+        if name == "consistency" and t > 0:
+            continue  # it draws fresh noise on purpose
+        assert torch.allclose(last(EVERY[name], gaussian_velocity, x, torch.full((4,), t)), x, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_what_was_yielded_or_given_is_not_written_over(name: str) -> None:
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        v = gaussian_velocity(x, t)
+        kept.extend([(x, x.clone()), (v, v.clone())])
+        return v
+
+    for step in EVERY[name](denoise, normal((2, 3), torch.float64), grid(6), generator=torch.Generator().manual_seed(0)):
+        kept.extend([(step.x, step.x.clone()), (step.start, step.start.clone())])
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+@pytest.mark.parametrize("name", sorted(EVERY))
+def test_gradients_flow_through_whole_trajectories(name: str) -> None:
+    x, times = normal((2, 3), torch.float64), grid(6)
+
+    def end(shift: Tensor) -> Tensor:
+        return last(EVERY[name], lambda x, t: gaussian_velocity(x, t) + torch.sin(shift * x), x, times).square().sum()
+
+    shift = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(end(shift), shift)
+    with torch.no_grad():
+        expected = (end(shift + 1e-5) - end(shift - 1e-5)) / 2e-5
+    assert float(slope) == pytest.approx(float(expected), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-@pytest.mark.parametrize("times", [[1.0], [1.5, 0.0], [1.0, 0.2, 0.5], [0.5, -0.1], [1.0, float("nan")]])
+def test_half_precision_is_sampled_in_float32(name: str) -> None:
+    # The network may answer in bfloat16, and noise may come in it: the state stays in float32.
+    def half(x: Tensor, t: Tensor) -> Tensor:
+        assert x.dtype == t.dtype == torch.float32
+        return gaussian_velocity(x, t).bfloat16()
+
+    x = normal((4, 3), torch.float32).bfloat16()
+    steps = list(SOLVERS[name](half, x, grid(10), generator=torch.Generator().manual_seed(0)))
+    assert all(step.x.dtype == step.x0.dtype == torch.float32 for step in steps)
+    rounded = last(SOLVERS[name], lambda x, t: half(x, t).float(), x, grid(10))
+    assert torch.allclose(last(SOLVERS[name], half, x, grid(10)), rounded, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("times", [[], [1.0], [1.5, 0.0], [1.0, 0.2, 0.5], [0.5, -0.1], [1.0, float("nan")]])
 def test_bad_times_are_named(name: str, times: list[float]) -> None:
     with pytest.raises(ValueError, match=r"times must .*\[0, 1\]"):
         last(SOLVERS[name], gaussian_velocity, start(2, 2), torch.tensor(times))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 5), (4, 2, 1, 1)])
+def test_times_of_other_items_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="times must be"):
+        last(solvers.euler, gaussian_velocity, start(2, 2), torch.linspace(1, 0, 4).reshape(4, *[1] * (len(shape) - 1)).expand(shape))
 
 
 def test_other_arguments_are_named_with_their_range() -> None:
@@ -292,6 +364,18 @@ def test_other_arguments_are_named_with_their_range() -> None:
         last(partial(solvers.ddim, eta=1.5), gaussian_velocity, x, times)
     with pytest.raises(ValueError, match=r"iterations must be within \[1"):
         last(partial(solvers.invert, iterations=0), gaussian_velocity, x, times.flip(0))
+    for name, make in {
+        "churn": lambda: last(partial(solvers.edm, churn=-1.0), gaussian_velocity, x, times),
+        "noise": lambda: last(partial(solvers.edm, noise=float("nan")), gaussian_velocity, x, times),
+        "level": lambda: solvers.grpo(-0.1),
+        "norm": lambda: solvers.sit(-1.0),
+        "g": lambda: solvers.constant(-1.0),
+        "s": lambda: solvers.transition(x, x, torch.ones(2), 2 * torch.ones(2)),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be within"):
+            make()
+    with pytest.raises(ValueError, match=r"level must be within \[0, 1\]"):
+        solvers.cps(1.2)
     with pytest.raises(ValueError, match="times must rise"):
         last(solvers.invert, gaussian_velocity, x, times)
     with pytest.raises(ValueError, match="times must fall"):
@@ -304,3 +388,47 @@ def test_consistency_adds_noise_of_the_time_it_returns_to() -> None:
     assert torch.allclose(first.x0, torch.ones_like(x))
     assert float(first.x.std()) == pytest.approx(0.4, abs=0.02)
     assert float(first.x.mean()) == pytest.approx(float(interpolate(torch.ones(1), torch.zeros(1), torch.tensor([0.4]))), abs=0.03)
+
+
+def test_the_laws_are_those_of_the_papers() -> None:
+    t, s, z = torch.tensor([1.0, 0.8, 0.3]).double(), torch.tensor([0.9, 0.5, 0.1]).double(), start(3, 2)
+    x, v = start(3, 2, seed=1), start(3, 2, seed=2)
+    x0, eps = x - like(t, x) * v, x + like(1 - t, x) * v
+    a, b, std = solvers.cps(0.8)(t, s)
+    angle = torch.tensor(math.pi / 2 * 0.8).double()
+    expected = like(1 - s, x) * x0 + like(s * angle.cos(), x) * eps + like(s * angle.sin(), x) * z
+    assert torch.allclose(like(a, x) * x + like(b, x) * v + like(std, x) * z, expected)
+    for law, g in (
+        (solvers.grpo(0.7), 0.7 * (t / (1 - torch.tensor([0.9, 0.8, 0.3]))).sqrt()),
+        (solvers.sit(), (2 * t).sqrt()),
+        (solvers.constant(0.3), torch.full_like(t, 0.3)),
+    ):
+        a, b, std = law(t, s)
+        dt, score = s - t, -eps / like(t, x)
+        assert torch.allclose(std, g * (-dt).sqrt())
+        assert torch.allclose(like(a, x) * x + like(b, x) * v, x + like(dt, x) * (v - like(g**2 / 2, x) * score))
+    # The linear path's own SDE, reversed: f = -1 / (1 - t), g^2 = 2 t / (1 - t), drift f x - g^2 score.
+    t, s, x, v = t[1:], s[1:], x[1:], v[1:]
+    a, b, _ = solvers.grpo(math.sqrt(2))(t, s)
+    drift = -x / like(1 - t, x) + like(2 / (1 - t), x) * (x + like(1 - t, x) * v)
+    assert torch.allclose(like(a, x) * x + like(b, x) * v, x + like(s - t, x) * drift)
+
+
+def test_preserved_coefficients_do_not_preserve_the_spread() -> None:
+    # Its noise does not shrink with the step: on data with a spread samples stay too narrow, however many steps.
+    for steps in (50, 400):
+        found = last(VARIANTS["cps"], gaussian_velocity, start(4000, 1), grid(steps)).std()
+        assert float(found) < 0.9 * STD
+    assert float(last(VARIANTS["sit"], gaussian_velocity, start(4000, 1), grid(400)).std()) == pytest.approx(STD, rel=0.05)
+
+
+def test_churn_raises_sigma_by_its_share_within_its_band() -> None:
+    t, s = torch.tensor([1.0, 0.9, 0.5, 0.1, 0.1]).double(), torch.tensor([0.9, 0.5, 0.4, 0.05, 0.1]).double()
+    higher, keep, up = solvers._churned(t, s, 0.4, (0.5, 20.0))
+    sigma = t / (1 - t)
+    assert torch.allclose((higher / (1 - higher))[1:3], 1.4 * sigma[1:3])
+    assert torch.equal(higher[[0, 3, 4]], t[[0, 3, 4]])
+    assert not up[[0, 3, 4]].any()
+    # In y = x / (1 - t): y + sqrt(higher sigma^2 - sigma^2) z.
+    assert torch.allclose((keep / (1 - higher))[1:3], 1 / (1 - t[1:3]))
+    assert torch.allclose((up / (1 - higher))[1:3], sigma[1:3] * math.sqrt(1.4**2 - 1))

@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import DTYPES, TIMES
 
 from mezzotint.flow import time
 from mezzotint.flow.path import from_velocity, interpolate, like
@@ -175,4 +178,60 @@ def test_arguments_are_named() -> None:
         "last": lambda: time.stretched(grid(4), 1.0),
     }.items():
         with pytest.raises(ValueError, match=f"{name} "):
+            make()
+
+
+@settings(deadline=None)
+@given(u=TIMES, dtype=DTYPES, mean=st.floats(-5, 5), std=st.floats(0.05, 5), scale=st.floats(-1, 1.75), ratio=st.floats(1e-3, 1e3))
+def test_densities_stay_inside(u: float, dtype: torch.dtype, mean: float, std: float, scale: float, ratio: float) -> None:
+    numbers = torch.tensor([u], dtype=dtype)
+    for found in (
+        logit_normal(numbers, mean, std),
+        time.mode(numbers, scale),
+        time.cosmap(numbers),
+        time.edm_log_normal(numbers),
+        shift(numbers, ratio),
+    ):
+        assert found.dtype == dtype
+        assert 0 <= float(found) <= 1
+
+
+@settings(deadline=None)
+@given(ratio=st.floats(1e-3, 1e3), dtype=DTYPES, steps=st.integers(1, 100), last=st.floats(1e-3, 0.9))
+def test_grids_end_at_noise_and_data_to_the_last_bit(ratio: float, dtype: torch.dtype, steps: int, last: float) -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=dtype)
+    assert torch.equal(shift(ends, ratio), ends)
+    times = grid(steps, ratio)
+    assert times[0] == 1
+    assert times[-1] == 0
+    assert (times.diff() < 0).all()
+    moved = time.stretched(times, last)
+    assert moved[0] == 1
+    assert moved[-1] == 0
+    assert steps == 1 or float(moved[-2]) == pytest.approx(last, rel=1e-3)
+
+
+def test_cosmap_ends_where_it_should_in_float32() -> None:
+    assert time.cosmap(torch.tensor([0.0, 1.0])).tolist() == [0, 1]
+
+
+def test_times_outside_are_named() -> None:
+    for bad in (torch.tensor([1.5]), torch.tensor([-0.1]), torch.tensor([math.nan])):
+        for name, functions in {
+            "u": (logit_normal, time.mode, time.cosmap, time.edm_log_normal),
+            "t": (lambda t: shift(t, 3.0), time.min_snr, time.edm_weight, time.sigma_sqrt, time.cosmap_weight),
+            "times": (time.stretched,),
+        }.items():
+            for function in functions:
+                with pytest.raises(ValueError, match=rf"{name} must be within \[0, 1\]"):
+                    function(bad)  # type: ignore[operator]
+    for name, make in {
+        "std": lambda: logit_normal(U, 0.0, 0.0),
+        "ratio": lambda: shift(U, 0.0),
+        "gamma": lambda: time.min_snr(U, math.nan),
+        "uniform": lambda: TimeDensity(uniform=1.5).sample(3),
+        "high": lambda: time.flux_ratio(300, (256, 0.5), (256, 1.0)),
+        "times": lambda: time.stretched(U),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
             make()

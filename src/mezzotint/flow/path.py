@@ -217,10 +217,12 @@ def zero_terminal_snr(path: Path) -> Path:
     """A variance-preserving path that ends in pure noise: alpha moved and scaled (Lin et al. 2024, algorithm 1)."""
 
     def rescaled(u: Tensor) -> Point:
-        point, first, last = path(u), path(torch.zeros_like(u)).alpha, path(torch.ones_like(u)).alpha
-        factor = first / (first - last)
+        point, first, last = path(u), path(torch.zeros_like(u)), path(torch.ones_like(u)).alpha
+        factor = first.alpha / (first.alpha - last)
         alpha = (point.alpha - last) * factor
-        return _preserving(alpha, ((1 - alpha) * (1 + alpha)).clamp_min(0).sqrt(), point.d_alpha * factor)
+        # 1 - alpha, from differences of sigma^2 where those of alpha would cancel.
+        less = first.sigma**2 / (1 + first.alpha) + factor * (point.sigma**2 - first.sigma**2) / (first.alpha + point.alpha)
+        return _preserving(alpha, (less * (1 + alpha)).clamp_min(0).sqrt(), point.d_alpha * factor)
 
     return rescaled
 

@@ -42,7 +42,7 @@ def mode(u: Tensor, scale: float = 1.29) -> Tensor:
     """
     within(0, 1, u=u)
     within(-1, 2 / (math.pi - 2), scale=scale)
-    return 1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+    return (1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)).clamp(0, 1)
 
 
 def cosmap(u: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def shift(t: Tensor, ratio: float) -> Tensor:
     """
     within(0, 1, t=t)
     above(0, ratio=ratio)
-    return torch.where(t < 1, ratio * t / (1 + (ratio - 1) * t), t)
+    return torch.where(t < 1, (ratio * t / (1 + (ratio - 1) * t)).clamp_max(1), t)
 
 
 def sd3_ratio(size: int, reference: int) -> float:
