@@ -26,14 +26,13 @@ from mezzotint.pipeline import Pipeline
 
 @dataclass
 class ConsistencyConfig(MethodConfig, kind="consistency"):
-    """guidance, interval: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights.
+    """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights.
 
     shift: of the grid and the segments towards noise (`flow.time.shift`); the student samples with the same. What is
     decided in a short range of times is then left to several steps instead of one.
     """
 
     guidance: float = 2.5
-    interval: tuple[float, float] = (0.0, 1.0)
     grid: int = 32
     segments: int = 4
     shift: float = 1.0
@@ -84,7 +83,7 @@ class Consistency(Method):
         """One guided Euler step of the teacher from t to s."""
         teacher = self._role("teacher")
         cond: Cond = teacher.encode(prompts)
-        return x + like(s - t, x) * teacher.guided(cond, cond.null(), self.config.guidance, self.config.interval)(x, t)
+        return x + like(s - t, x) * teacher.guided(cond, cond.null(), self.config.guidance)(x, t)
 
     def _to_end(self, pipeline: Pipeline, prompts: list[str], x: Tensor, t: Tensor, end: Tensor) -> Tensor:
         """One straight jump from t to the end of its segment."""

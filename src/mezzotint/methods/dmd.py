@@ -27,11 +27,10 @@ from mezzotint.pipeline import Pipeline
 
 @dataclass
 class DMDConfig(MethodConfig, kind="dmd"):
-    """steps: network calls of the student, sampled with `consistency`. guidance, interval: of the teacher. times: of renoising."""
+    """steps: network calls of the student, sampled with `consistency`. guidance: of the teacher. times: of renoising."""
 
     steps: int = 4
     guidance: float = 2.5
-    interval: tuple[float, float] = (0.0, 1.0)
     critic_turns: int = 4
     times: TimeDensity = field(default_factory=lambda: TimeDensity(uniform=1.0))
 
@@ -91,7 +90,7 @@ class DMD(Method):
         y = interpolate(x, torch.randn_like(x), t)
         teacher, critic = self._role("teacher"), self._role("critic")
         cond = teacher.encode(prompts)
-        real = y - like(t, y) * teacher.guided(cond, cond.null(), self.config.guidance, self.config.interval)(y, t)
+        real = y - like(t, y) * teacher.guided(cond, cond.null(), self.config.guidance)(y, t)
         fake = y - like(t, y) * critic.velocity(y, t, critic.encode(prompts))
         scale = (x - real).abs().flatten(1).mean(1).clamp_min(1e-3)
         return (fake - real) / like(scale, x)

@@ -40,8 +40,8 @@ def consistency(size: SizeName = "s") -> RunConfig:
     config = _continued(size, share=0.1, lr=2e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
-    config.method = ConsistencyConfig(guidance=teacher.guidance, interval=teacher.interval, grid=16, shift=STUDENT_SHIFT)
-    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, interval=(0.0, 1.0), solver="euler", shift=STUDENT_SHIFT)
+    config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, shift=STUDENT_SHIFT)
+    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="euler", shift=STUDENT_SHIFT)
     return config
 
 
@@ -50,6 +50,6 @@ def dmd(size: SizeName = "s") -> RunConfig:
     config = _continued(size, share=0.04, lr=2e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
-    config.method = DMDConfig(guidance=teacher.guidance, interval=teacher.interval)
-    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, interval=(0.0, 1.0), solver="consistency", shift=STUDENT_SHIFT)
+    config.method = DMDConfig(guidance=teacher.guidance)
+    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=STUDENT_SHIFT)
     return config

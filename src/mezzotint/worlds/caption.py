@@ -47,7 +47,7 @@ def describe(scene: Scene, rng: random.Random, long: bool = False) -> Descriptio
     kinds = groups(scene)
     if len(kinds) == 2 and rng.random() < 0.5:
         kinds.reverse()
-    coloured = long or rng.random() < 0.7
+    coloured = long or rng.random() < 0.6
     sized = long or rng.random() < 0.25
     mentions = tuple(Mention(t.shape, count, t.colour if coloured else None, t.size if sized else None) for t, count in kinds)
     mentions = _merged(mentions)
