@@ -47,12 +47,12 @@ def describe(scene: Scene, rng: random.Random, long: bool = False) -> Descriptio
     kinds = groups(scene)
     if len(kinds) == 2 and rng.random() < 0.5:
         kinds.reverse()
-    coloured = long or rng.random() < 0.6
+    coloured = long or rng.random() < 0.7
     sized = long or rng.random() < 0.25
     mentions = tuple(Mention(t.shape, count, t.colour if coloured else None, t.size if sized else None) for t, count in kinds)
     mentions = _merged(mentions)
     placed = None
-    if [m.count for m in mentions] == [1, 1] and (long or rng.random() < 0.7):
+    if [m.count for m in mentions] == [1, 1] and (long or rng.random() < 0.5):
         placed = relation(kinds[0][0], kinds[1][0])
     return Description(mentions, placed, *((scene.background, scene.style, scene.light) if long else ()))
 
