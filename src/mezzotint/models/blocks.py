@@ -2,12 +2,18 @@
 
 adaLN-zero (Peebles & Xie 2023): a block's shifts, scales and gates come from the condition through a layer that starts at
 zero, so every block starts as the identity.
+
+B batch, N image tokens, L text tokens, D width.
 """
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.models.attention import Attention
+from mezzotint.models.attention import QKV, Attention, attend
+from mezzotint.models.embed import rotate
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -15,20 +21,42 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
-class MLP(nn.Sequential):
-    """D -> ratio D -> D with a GELU, the exact one: on CPUs its tanh approximation takes twice as long."""
+def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
+    """x (B, N, D) and a change to it, weighed per sample by a gate (B, D)."""
+    return torch.addcmul(x, gate[:, None], change)
 
-    def __init__(self, dim: int, ratio: int = 4) -> None:
-        super().__init__(nn.Linear(dim, ratio * dim), nn.GELU(), nn.Linear(ratio * dim, dim))
+
+class MLP(nn.Sequential):
+    """D -> ratio D -> D with a GELU, the exact one: on CPUs its tanh approximation takes twice as long.
+
+    Published weights were trained with the approximation ("tanh"), and ask for it.
+    """
+
+    def __init__(self, dim: int, ratio: int = 4, approximate: Literal["none", "tanh"] = "none") -> None:
+        super().__init__(nn.Linear(dim, ratio * dim), nn.GELU(approximate), nn.Linear(ratio * dim, dim))
+
+
+class SwiGLU(nn.Module):
+    """D -> hidden -> D with a gated SiLU and no biases (Shazeer 2020): W_2 (silu(W_1 x) * W_3 x)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, 2 * hidden, bias=False)
+        self.outer = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.inner(x).chunk(2, dim=-1)
+        out: Tensor = self.outer(F.silu(gate) * value)
+        return out
 
 
 class Modulation(nn.Module):
-    """(B, D) -> `chunks` tensors (B, D), all zero at first."""
+    """(B, C) -> `chunks` tensors (B, D), all zero at first. C is D unless told otherwise."""
 
-    def __init__(self, dim: int, chunks: int) -> None:
+    def __init__(self, dim: int, chunks: int, condition: int | None = None) -> None:
         super().__init__()
         self.chunks = chunks
-        self.linear = nn.Linear(dim, chunks * dim)
+        self.linear = nn.Linear(dim if condition is None else condition, chunks * dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -71,7 +99,83 @@ class AdaBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        attended = self.attention(modulate(self.norm(x), shift_a, scale_a), rotation, mask, context)
-        x = torch.addcmul(x, gate_a[:, None], attended)
-        x = torch.addcmul(x, gate_m[:, None], self.mlp(modulate(self.norm(x), shift_m, scale_m)))
+        x = gated(x, gate_a, self.attention(modulate(self.norm(x), shift_a, scale_a), rotation, mask, context))
+        x = gated(x, gate_m, self.mlp(modulate(self.norm(x), shift_m, scale_m)))
         return x
+
+
+class Stream(nn.Module):
+    """One modality's own half of a joint block: what it brings into the common attention, and what it makes of the answer.
+
+    A DiT block of which the attention itself is done elsewhere (Esser et al. 2024, figure 2b).
+    """
+
+    def __init__(self, dim: int, qkv: QKV, mlp: nn.Module) -> None:
+        super().__init__()
+        self.modulation = Modulation(dim, 6)
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.qkv = qkv
+        self.out = nn.Linear(dim, dim)
+        self.mlp = mlp
+
+    def ask(self, x: Tensor, c: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """x (B, N, D) and c (B, D) -> queries, keys, values (B, heads, N, d), and what `answer` needs of the modulation."""
+        shift_a, scale_a, *rest = self.modulation(c)
+        return self.qkv(modulate(self.norm(x), shift_a, scale_a)), tuple(rest)
+
+    def answer(self, x: Tensor, attended: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
+        """x (B, N, D) after its attention's answer (B, N, D) and the MLP."""
+        gate_a, shift_m, scale_m, gate_m = rest
+        x = gated(x, gate_a, self.out(attended))
+        return gated(x, gate_m, self.mlp(modulate(self.norm(x), shift_m, scale_m)))
+
+
+class JointBlock(nn.Module):
+    """Two streams with weights of their own and one attention over both, text first (Esser et al. 2024, figure 2b)."""
+
+    def __init__(self, image: Stream, text: Stream) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+
+    def forward(
+        self, image: Tensor, text: Tensor, c: Tensor, rotation: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """image (B, N, D), text (B, L, D), c (B, D), rotation and mask over [text, image] -> image, text."""
+        asked_text, rest_text = self.text.ask(text, c)
+        asked_image, rest_image = self.image.ask(image, c)
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(asked_text, asked_image, strict=True))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        attended_text, attended_image = attend(q, k, v, mask).split([text.shape[1], image.shape[1]], dim=1)
+        return self.image.answer(image, attended_image, rest_image), self.text.answer(text, attended_text, rest_text)
+
+
+class Head(nn.Module):
+    """The last layer of a DiT: tokens (B, N, D), normalised and modulated by c (B, D), to patches (B, N, out). Zero at first."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = Modulation(dim, 2)
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        patches: Tensor = self.linear(modulate(self.norm(x), *self.modulation(c)))
+        return patches
+
+
+def initialise(net: nn.Module, *zero: nn.Linear) -> None:
+    """DiT's start (Peebles & Xie 2023): Xavier weights and zero biases; modulations and the layers named start at zero."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in net.modules():
+        if isinstance(module, Modulation):
+            module.reset_parameters()
+    for layer in zero:
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
