@@ -104,27 +104,34 @@ class AdaBlock(nn.Module):
         return x
 
 
-class Stream(nn.Module):
-    """One modality's own half of a joint block: what it brings into the common attention, and what it makes of the answer.
+class Source(nn.Module):
+    """A modality's part in a joint attention: modulated queries, keys and values. It makes nothing of the answer."""
 
-    A DiT block of which the attention itself is done elsewhere (Esser et al. 2024, figure 2b).
-    """
-
-    def __init__(self, dim: int, qkv: QKV, mlp: nn.Module) -> None:
+    def __init__(self, dim: int, qkv: QKV, chunks: int = 2) -> None:
         super().__init__()
-        self.modulation = Modulation(dim, 6)
+        self.modulation = Modulation(dim, chunks)
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.qkv = qkv
-        self.out = nn.Linear(dim, dim)
-        self.mlp = mlp
 
     def ask(self, x: Tensor, c: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """x (B, N, D) and c (B, D) -> queries, keys, values (B, heads, N, d), and what `answer` needs of the modulation."""
-        shift_a, scale_a, *rest = self.modulation(c)
-        return self.qkv(modulate(self.norm(x), shift_a, scale_a)), tuple(rest)
+        shift, scale, *rest = self.modulation(c)
+        return self.qkv(modulate(self.norm(x), shift, scale)), tuple(rest)
 
     def answer(self, x: Tensor, attended: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
-        """x (B, N, D) after its attention's answer (B, N, D) and the MLP."""
+        """x (B, N, D) and what it attended to (B, N, D) -> x after the block."""
+        return x
+
+
+class Stream(Source):
+    """A modality with all weights of a DiT block of its own, apart from the attention, which it shares."""
+
+    def __init__(self, dim: int, qkv: QKV, mlp: nn.Module, chunks: int = 6) -> None:
+        super().__init__(dim, qkv, chunks)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = mlp
+
+    def answer(self, x: Tensor, attended: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
         gate_a, shift_m, scale_m, gate_m = rest
         x = gated(x, gate_a, self.out(attended))
         return gated(x, gate_m, self.mlp(modulate(self.norm(x), shift_m, scale_m)))
@@ -133,7 +140,7 @@ class Stream(nn.Module):
 class JointBlock(nn.Module):
     """Two streams with weights of their own and one attention over both, text first (Esser et al. 2024, figure 2b)."""
 
-    def __init__(self, image: Stream, text: Stream) -> None:
+    def __init__(self, image: Stream, text: Source) -> None:
         super().__init__()
         self.image = image
         self.text = text

@@ -17,10 +17,14 @@ def sinusoid(value: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
 
 
 class VectorEmbedding(nn.Sequential):
-    """(B, inputs) -> (B, D): two layers with a SiLU between."""
+    """(B, inputs) -> (B, D): two layers with a SiLU between, in the precision of their weights."""
 
     def __init__(self, inputs: int, dim: int) -> None:
         super().__init__(nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = super().forward(x.to(next(self.parameters()).dtype))
+        return features
 
 
 class TimeEmbedding(nn.Module):
@@ -92,6 +96,14 @@ def as_video(x: Tensor, patch: int) -> Tensor:
     if height % patch or width % patch:
         raise ValueError(f"height and width must be multiples of the patch {patch}, got {height}x{width}")
     return x if x.ndim == 5 else x[:, :, None]
+
+
+def as_picture(x: Tensor, patch: int) -> Tensor:
+    """As `as_video`, for networks that know no time: ValueError where there is more than one frame."""
+    video = as_video(x, patch)
+    if video.shape[2] != 1:
+        raise ValueError(f"this network draws pictures, videos of one frame, got {video.shape[2]} frames")
+    return video
 
 
 def patchify(x: Tensor, patch: int, overlap: int = 0) -> Tensor:
