@@ -3,6 +3,9 @@
 A subclass of `Parity` says how to build the peer from a configuration of ours, how to call it in our convention (t = 0 is data,
 what `prediction` says), and where its weights go; the tests are here. "Equal" is |ours - theirs| <= 1e-5 |theirs| (Euclidean
 norms), in float32 on the CPU, of the output and of its gradients for the picture and for every condition.
+
+For the gradients the peer computes its sinusoids as we do. Its own frequencies are rounded to 6e-7, ours to 6e-8; at an angle of
+1000 that alone is 2e-6 of an output, and 1e-5 of some gradients.
 """
 
 from collections.abc import Callable
@@ -12,9 +15,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers.models import embeddings
 from torch import Tensor, nn
 
 from mezzotint.models import Cond
+from mezzotint.models.embed import sinusoid
 from mezzotint.weights import Names, fill
 
 EQUAL = 1e-5
@@ -85,7 +90,14 @@ class Parity:
         torch.manual_seed(1)
         return torch.randn(rows, config.channels, *size), torch.rand(rows), self.cond(config, rows)
 
-    def test_output_and_gradients_are_theirs(self, config: Any, size: tuple[int, int]) -> None:
+    def test_output_is_theirs(self, config: Any, size: tuple[int, int]) -> None:
+        ours, theirs = self.pair(config)
+        x, t, cond = self.inputs(config, size)
+        with torch.no_grad():
+            assert distance(ours(x, t, cond), self.call(theirs, x, t, cond)) <= EQUAL
+
+    def test_output_and_gradients_are_theirs(self, config: Any, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(embeddings, "get_timestep_embedding", lambda t, dim, **keywords: sinusoid(t, dim))
         ours, theirs = self.pair(config)
         x, t, cond = self.inputs(config, size)
         results = []
@@ -149,8 +161,9 @@ class Parity:
         ours, _ = self.pair(config)
         x, t, cond = self.inputs(config, (8, 12))
         assert torch.equal(ours(x, t, cond), ours(x[:, :, None], t, cond)[:, :, 0])
-        with pytest.raises(ValueError, match="multiples of the patch"):
-            ours(x[..., :-1], t, cond)
+        if config.patch > 1:
+            with pytest.raises(ValueError, match="multiples of the patch"):
+                ours(x[..., :-1], t, cond)
 
     def test_it_runs_in_bfloat16(self, config: Any) -> None:
         ours, _ = self.pair(config)

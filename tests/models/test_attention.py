@@ -5,7 +5,7 @@ import torch
 
 from mezzotint.models.attention import QKV, CrossAttention, SelfAttention, attend
 from mezzotint.models.blocks import MLP, Head, JointBlock, Stream, SwiGLU, initialise
-from mezzotint.models.embed import as_video, image_positions, sincos_2d, sincos_2d_mae
+from mezzotint.models.embed import as_video, image_positions, sincos_2d, sincos_2d_mae, sinusoid
 
 
 def test_attention_is_a_mean_of_values_weighed_by_the_softmax_of_products() -> None:
@@ -88,6 +88,12 @@ def test_the_two_orders_of_sines_hold_the_same_numbers() -> None:
     ours, mae = sincos_2d(positions, 16).unflatten(1, (2, 2, 4)), sincos_2d_mae(positions, 16).unflatten(1, (2, 2, 4))
     assert torch.equal(ours.flip(1, 2), mae)
     assert torch.allclose(mae[7, 0, 0, 0], positions[7, 2].sin())  # the column's sine comes first
+
+
+def test_sinusoids_are_their_formula() -> None:
+    value = torch.tensor([0.0, 0.37, 20.0], dtype=torch.float64)
+    angles = value[:, None] * 10_000 ** (-torch.arange(8) / 8)
+    assert torch.allclose(sinusoid(value.float(), 16).double(), torch.cat([angles.cos(), angles.sin()], dim=1), atol=1e-5)
 
 
 def test_a_picture_is_read_as_a_video() -> None:

@@ -1,5 +1,7 @@
 """MMDiT against diffusers' SD3Transformer2DModel, which has no masks: masked text must equal text that is not there."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
@@ -15,13 +17,13 @@ TINY = MMDiTConfig(width=32, depth=2, heads=4, channels=4, text_width=24, pooled
 
 
 class TestMMDiT(Parity):
-    configs = {  # noqa: RUF012
+    configs: ClassVar = {
         "sd3": TINY,
         "sd3.5-large": TINY.replace(qk_norm=True, depth=3, base=3),
         "sd3.5-medium": TINY.replace(qk_norm=True, depth=3, dual=2, table=7),
         "dual to the end": TINY.replace(dual=2, patch=4, table=5),
     }
-    presets = {  # noqa: RUF012
+    presets: ClassVar = {
         "sd3-medium": (sd3_medium, 2_028_328_000),
         "sd3.5-medium": (sd35_medium, 2_243_171_520),
         "sd3.5-large": (sd35_large, 8_056_627_520),
