@@ -67,6 +67,29 @@ class Modulation(nn.Module):
         return self.linear(nn.functional.silu(c)).chunk(self.chunks, dim=-1)
 
 
+class SharedModulation(nn.Module):
+    """(B, D) -> (B, chunks, D) for all blocks, each of which adds a table of its own (adaLN-single, Chen et al. 2023)."""
+
+    def __init__(self, dim: int, chunks: int) -> None:
+        super().__init__()
+        self.chunks = chunks
+        self.linear = nn.Linear(dim, chunks * dim)
+
+    def forward(self, c: Tensor) -> Tensor:
+        return self.linear(F.silu(c)).unflatten(-1, (self.chunks, -1))
+
+
+class ModulationTable(nn.Module):
+    """A block's share in adaLN-single: (B, chunks, D) or (B, 1, D) plus its table -> `chunks` tensors (B, D)."""
+
+    def __init__(self, dim: int, chunks: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(chunks, dim) / dim**0.5)
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        return (self.table + c).unbind(1)
+
+
 class Block(nn.Module):
     """A pre-norm transformer block without conditions, as text encoders use it. It starts as the identity."""
 
@@ -169,6 +192,20 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         patches: Tensor = self.linear(modulate(self.norm(x), *self.modulation(c)))
+        return patches
+
+
+class TableHead(nn.Module):
+    """`Head` with adaLN-single: a table plus c (B, D) modulates."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = ModulationTable(dim, 2)
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        patches: Tensor = self.linear(modulate(self.norm(x), *self.modulation(c[:, None])))
         return patches
 
 

@@ -27,6 +27,13 @@ class VectorEmbedding(nn.Sequential):
         return features
 
 
+class TextEmbedding(nn.Sequential):
+    """(B, L, inputs) -> (B, L, D): two layers with a GELU (tanh) between."""
+
+    def __init__(self, inputs: int, dim: int) -> None:
+        super().__init__(nn.Linear(inputs, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+
+
 class TimeEmbedding(nn.Module):
     """t in [0, 1] -> (B, D): a sinusoid of 1000 t through a two-layer MLP (Peebles & Xie 2023).
 
@@ -42,6 +49,20 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         features: Tensor = self.mlp(sinusoid(self.scale * t, self.frequencies))
         return features
+
+
+class SizeEmbedding(nn.Module):
+    """(B, 2) height and width in pixels -> (B, D): height, width and height / width, a third each (Chen et al. 2023)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 3:
+            raise ValueError(f"dim must be a multiple of 3, got {dim}")
+        self.side = TimeEmbedding(dim // 3, scale=1)
+        self.aspect = TimeEmbedding(dim // 3, scale=1)
+
+    def forward(self, size: Tensor) -> Tensor:
+        return torch.cat([self.side(size).flatten(1), self.aspect(size[:, 0] / size[:, 1])], dim=1)
 
 
 def image_positions(frames: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
