@@ -8,11 +8,27 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 from collections.abc import Callable
 from typing import Any
 
-from mezzotint.models import mmdit
+from mezzotint.models import flux, mmdit, pixart, sana
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
+from mezzotint.models.flux import Flux, FluxConfig
 from mezzotint.models.mmdit import MMDiT, MMDiTConfig
+from mezzotint.models.pixart import PixArt, PixArtConfig
+from mezzotint.models.sana import Sana, SanaConfig
 
-PRESETS: dict[str, Callable[[], Any]] = {**mmdit.PRESETS}
+PRESETS: dict[str, Callable[[], Any]] = {**mmdit.PRESETS, **flux.PRESETS, **pixart.PRESETS, **sana.PRESETS}
 
-__all__ = ["PRESETS", "Cond", "DiT", "DiTConfig", "MMDiT", "MMDiTConfig"]
+__all__ = [
+    "PRESETS",
+    "Cond",
+    "DiT",
+    "DiTConfig",
+    "Flux",
+    "FluxConfig",
+    "MMDiT",
+    "MMDiTConfig",
+    "PixArt",
+    "PixArtConfig",
+    "Sana",
+    "SanaConfig",
+]
