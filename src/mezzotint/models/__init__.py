@@ -8,18 +8,19 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 from collections.abc import Callable
 from typing import Any
 
-from mezzotint.models import class_dit, flux, lumina2, mmdit, pixart, sana
+from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana
 from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
 from mezzotint.models.flux import Flux, FluxConfig
+from mezzotint.models.hidream import HiDream, HiDreamConfig
 from mezzotint.models.lumina2 import Lumina2, Lumina2Config
 from mezzotint.models.mmdit import MMDiT, MMDiTConfig
 from mezzotint.models.pixart import PixArt, PixArtConfig
 from mezzotint.models.sana import Sana, SanaConfig
 
 PRESETS: dict[str, Callable[[], Any]] = {
-    name: preset for module in (class_dit, pixart, sana, mmdit, flux, lumina2) for name, preset in module.PRESETS.items()
+    name: preset for module in (class_dit, pixart, sana, mmdit, flux, lumina2, hidream) for name, preset in module.PRESETS.items()
 }
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "DiTConfig",
     "Flux",
     "FluxConfig",
+    "HiDream",
+    "HiDreamConfig",
     "Lumina2",
     "Lumina2Config",
     "MMDiT",
