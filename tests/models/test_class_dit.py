@@ -12,14 +12,51 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import Timesteps
-from parity import Parity
+from parity import Network, Parity, count, distance
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint.models import Cond
-from mezzotint.models.class_dit import ClassDiTConfig, dit_b_2, dit_l_2, dit_s_2, dit_xl_2, dit_xl_2_512
+from mezzotint.models.class_dit import ClassDiTConfig, Variant, dit_b_2, dit_l_2, dit_s_2, dit_xl_2, dit_xl_2_512
 from mezzotint.weights import Names, class_dit
 
 TINY = ClassDiTConfig(width=24, depth=2, heads=2, classes=5, span=4.0)
+
+
+class TestVariants(Network):
+    """The other two ways of figure 3, which have no published weights."""
+
+    identity = False
+    configs: ClassVar = {
+        "cross-attention": TINY.replace(variant="cross_attention"),
+        "in context": TINY.replace(variant="in_context", variance=False),
+    }
+
+    def cond(self, config: ClassDiTConfig, rows: int = 2) -> Cond:
+        return Cond.of_classes(torch.randint(-1, config.classes, (rows,)))
+
+    def test_time_and_class_are_heard(self, config: ClassDiTConfig) -> None:
+        net = self.net(config)
+        x, t, cond = self.inputs(config, (8, 12))
+        assert cond.label is not None
+        out = net(x, t, cond)
+        assert out.shape == x.shape
+        assert distance(net(x, t, Cond.of_classes((cond.label + 1) % 5)), out) > 1e-3
+        assert distance(net(x, 1 - t, cond), out) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("variant", "gflops", "millions"), [("adaln_zero", 118.6, 675), ("cross_attention", 137.6, 598), ("in_context", 119.4, 449)]
+)
+def test_sizes_and_costs_are_the_papers(variant: Variant, gflops: float, millions: int) -> None:
+    # Figure 5 and table 4 of the paper, which counts a multiplication and an addition as one.
+    with torch.device("meta"):
+        net = dit_xl_2().replace(variant=variant).build()
+        inputs = torch.randn(1, 4, 32, 32), torch.rand(1), Cond.of_classes(torch.zeros(1, dtype=torch.int64))
+    with FlopCounterMode(display=False) as counter:
+        net(*inputs)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gflops, rel=1e-3)
+    assert count(net) / 1e6 == pytest.approx(millions, abs=1)
 
 
 class TestClassDiT(Parity):
@@ -73,8 +110,10 @@ class TestClassDiT(Parity):
         assert out.shape == x.shape
         assert not torch.allclose(ours(x.flip(3), t, cond).flip(3), out, atol=1e-3)
 
-    def test_the_class_must_be_told(self) -> None:
+    def test_what_is_missing_or_unknown_is_refused(self) -> None:
         x, t, cond = self.inputs(TINY, (8, 8))
         cond.label = None
         with pytest.raises(ValueError, match="label must be given to this network"):
             TINY.build()(x, t, cond)
+        with pytest.raises(ValueError, match="variant must be one of adaln_zero, cross_attention, in_context, got adaln"):
+            TINY.replace(variant="adaln").build()

@@ -6,12 +6,13 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 """
 
 from collections.abc import Callable
-from typing import Any
 
+from mezzotint.config import Config
 from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana
 from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
+from mezzotint.models.dit_air import DiTAir, DiTAirConfig
 from mezzotint.models.flux import Flux, FluxConfig
 from mezzotint.models.hidream import HiDream, HiDreamConfig
 from mezzotint.models.lumina2 import Lumina2, Lumina2Config
@@ -19,8 +20,14 @@ from mezzotint.models.mmdit import MMDiT, MMDiTConfig
 from mezzotint.models.pixart import PixArt, PixArtConfig
 from mezzotint.models.sana import Sana, SanaConfig
 
-PRESETS: dict[str, Callable[[], Any]] = {
-    name: preset for module in (class_dit, pixart, sana, mmdit, flux, lumina2, hidream) for name, preset in module.PRESETS.items()
+PRESETS: dict[str, Callable[[], Config]] = {
+    **class_dit.PRESETS,
+    **pixart.PRESETS,
+    **sana.PRESETS,
+    **mmdit.PRESETS,
+    **flux.PRESETS,
+    **lumina2.PRESETS,
+    **hidream.PRESETS,
 }
 
 __all__ = [
@@ -29,6 +36,8 @@ __all__ = [
     "ClassDiTConfig",
     "Cond",
     "DiT",
+    "DiTAir",
+    "DiTAirConfig",
     "DiTConfig",
     "Flux",
     "FluxConfig",

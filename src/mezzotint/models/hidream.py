@@ -185,7 +185,7 @@ class HiDream(nn.Module):
         rotation = rope(torch.cat([positions.new_zeros(length + text.shape[1], 3), positions]), self.config.axes)
         mask, balance = self._mask(cond, image), x.new_zeros(())
 
-        for block, said in zip(self.joint, states, strict=False):
+        for block, said in zip(self.joint, states[: len(self.joint)], strict=True):
             image, text, uneven = block(image, torch.cat([said, text], dim=1), c, rotation, mask)
             text, balance = text[:, length:], balance + uneven
         tokens = torch.cat([text, image], dim=1)
