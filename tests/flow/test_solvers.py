@@ -367,6 +367,7 @@ def test_other_arguments_are_named_with_their_range() -> None:
     for name, make in {
         "churn": lambda: last(partial(solvers.edm, churn=-1.0), gaussian_velocity, x, times),
         "noise": lambda: last(partial(solvers.edm, noise=float("nan")), gaussian_velocity, x, times),
+        "sigmas": lambda: last(partial(solvers.edm, sigmas=(2.0, 1.0)), gaussian_velocity, x, times),
         "level": lambda: solvers.grpo(-0.1),
         "norm": lambda: solvers.sit(-1.0),
         "g": lambda: solvers.constant(-1.0),

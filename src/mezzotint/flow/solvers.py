@@ -6,8 +6,8 @@ denoise(x, t) gives the velocity at x (B, ...) and t. times (N + 1,) runs from 1
 items or the frames of videos times of their own, which may stand still, and t then has that shape without the first axis. So
 denoise must be finite at 0 and 1 where items stand there.
 generator is one torch.Generator per sample (or one for all); only stochastic solvers draw from it. A solver yields after each
-step, so that previews, progress bars and cancellation need no callback; the last step's x is the sample. ValueError where times
-leave [0, 1] or turn back, or are not x's.
+step, so that previews, progress bars and cancellation need no callback; the last step's x is the sample. ValueError, at the first
+step, where times leave [0, 1] or turn back, or do not fit x.
 
 Solvers know the linear path alone. A network of another path is read on it (`flow.path`), and what is a solver of the
 variance-preserving or exploding path in its paper is the same here: all but Heun's depend on the signal-to-noise ratio only.
@@ -18,7 +18,7 @@ kept in float32, or in float64 if it comes so; denoise casts it for its network.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """The state after a step: time t reached and sample x there; and what made it, the velocity v that was seen at (start, start_t)."""
 
@@ -66,25 +66,44 @@ def randn_like(x: Tensor, generator: Generators) -> Tensor:
     return noise.to(x)
 
 
-def _begin(x: Tensor, times: Tensor, *, up: bool = False, down: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """x in float32 or better, and where each step starts and ends, (N, B, ...) in float64 on the CPU. times rise or fall as allowed."""
+def _begin(x: Tensor, times: Tensor, *, up: bool = False, down: bool = True) -> tuple[Tensor, Tensor]:
+    """x in float32 or better, and times in float64 on the CPU, which must rise or fall as allowed.
+
+    Those are (N + 1, 1) where all items have the same, and (N + 1, B, ...) otherwise.
+    """
     times = times.detach().to("cpu", torch.float64)
-    if times.ndim == 0 or len(times) < 2:
+    if times.ndim == 0 or times.shape[0] < 2:
         raise ValueError(f"times must be two or more within [0, 1], got {times.numel()}")
-    if times.ndim > x.ndim + 1 or any(n not in (1, m) for n, m in zip(times.shape[1:], x.shape, strict=False)):
+    if times.ndim == 1:
+        times = times[:, None]
+    elif times.ndim > x.ndim + 1 or any(n not in (1, m) for n, m in zip(times.shape[1:], x.shape, strict=False)):
         raise ValueError(f"times must be (N + 1,) or (N + 1, B, ...) and broadcast to x {tuple(x.shape)}, got {tuple(times.shape)}")
     within(0, 1, times=times)
-    change = times.diff(dim=0)
-    if not (down and bool((change <= 0).all())) and not (up and bool((change >= 0).all())):
+    least, most = (change.item() for change in torch.aminmax(times.diff(dim=0)))
+    if not (down and most <= 0) and not (up and least >= 0):
         raise ValueError(f"times must {'rise or fall' if up and down else 'rise' if up else 'fall'} within [0, 1] without turning back")
-    times = times[:, None] if times.ndim == 1 else times
-    times = times.expand(-1, len(x), *times.shape[2:])
-    return x.to(torch.promote_types(x.dtype, torch.float32)), times[:-1], times[1:]
+    return x if x.dtype == torch.float64 else x.float(), times
 
 
-def _steps(x: Tensor, ts: Tensor, ss: Tensor, *coefficients: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """(t, s, ...) of each step, times as denoise takes them and coefficients to multiply x, in its precision, moved at once."""
-    return zip(ts.to(x), ss.to(x), *(like(c, x[None]).to(x) for c in coefficients), strict=True)
+def _steps(x: Tensor, times: Tensor, *coefficients: Tensor) -> Iterator[tuple[Any, ...]]:
+    """(t, s, ...) of each step: times as denoise takes them, and coefficients for x, as numbers where all items have the same."""
+    rows = _rows(x, times)
+    return zip(rows, rows[1:], *(_column(x, c) for c in coefficients), strict=False)
+
+
+def _rows(x: Tensor, times: Tensor) -> tuple[Tensor, ...]:
+    return times.to(x).expand(-1, x.shape[0], *times.shape[2:]).unbind()
+
+
+def _column(x: Tensor, coefficient: Tensor) -> Sequence[float] | tuple[Tensor, ...]:
+    if coefficient.shape[1:].numel() == 1:
+        return coefficient.flatten().tolist()
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim + 1 - coefficient.ndim)).to(x).unbind()
+
+
+def _plus(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
+    """x + factor y in one pass."""
+    return torch.addcmul(x, factor, y) if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
 def _acts(coefficient: Tensor) -> list[bool]:
@@ -97,23 +116,23 @@ def euler(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators =
 
     Rising times invert: they lead from data to the noise that it came from, as exactly as the order allows.
     """
-    x, ts, ss = _begin(x, times, up=True)
-    for t, s, dt in _steps(x, ts, ss, ss - ts):
+    x, times = _begin(x, times, up=True)
+    for t, s, dt in _steps(x, times, times.diff(dim=0)):
         v = denoise(x, t)
-        start, x = x, torch.addcmul(x, dt, v)
+        start, x = x, _plus(x, dt, v)
         yield Step(s, x, start, t, v)
 
 
 def heun(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators = None) -> Iterator[Step]:
     """Heun's method, order 2, two network calls a step and one on the last (Karras et al. 2022, algorithm 1). Rising times invert."""
-    x, ts, ss = _begin(x, times, up=True)
-    half = torch.where(ss > 0, (ss - ts) / 2, 0.0)
-    corrects = _acts(ss)
-    for i, (t, s, dt, half_dt) in enumerate(_steps(x, ts, ss, ss - ts, half)):
+    x, times = _begin(x, times, up=True)
+    dts = times.diff(dim=0)
+    halves, corrects = torch.where(times[1:] > 0, dts / 2, 0.0), _acts(times[1:])
+    for i, (t, s, dt, half_dt) in enumerate(_steps(x, times, dts, halves)):
         v = denoise(x, t)
-        start, x = x, torch.addcmul(x, dt, v)
+        start, x = x, _plus(x, dt, v)
         if corrects[i]:
-            x = torch.addcmul(x, half_dt, denoise(x, s) - v)
+            x = _plus(x, half_dt, denoise(x, s) - v)
         yield Step(s, x, start, t, v)
 
 
@@ -133,18 +152,22 @@ def edm(
     churn, sigmas, noise: their S_churn, [S_tmin, S_tmax] and S_noise; without churn nothing is drawn. ValueError for churn or noise < 0.
     """
     within(0, math.inf, churn=churn, noise=noise)
-    x, ts, ss = _begin(x, times)
-    ts, keeps, ups = _churned(ts, ss, min(churn / len(ts), math.sqrt(2) - 1), sigmas)
-    half = torch.where(ss > 0, (ss - ts) / 2, 0.0)
-    late = torch.where(ts < 1, half * (1 - ss) / (1 - ts), half)
+    within(0, sigmas[1], sigmas=sigmas[0])
+    x, times = _begin(x, times)
+    ts, ss = times[:-1], times[1:]
+    higher, keeps, ups = _churned(ts, ss, min(churn / len(ts), math.sqrt(2) - 1), sigmas)
+    dts = ss - higher
+    halves = torch.where(ss > 0, dts / 2, 0.0)
+    lates = torch.where(higher < 1, halves * (1 - ss) / (1 - higher), halves)
     churns, corrects = _acts(ups), _acts(ss)
-    for i, (t, s, dt, late_dt, keep, up) in enumerate(_steps(x, ts, ss, ss - ts, late, keeps, ups * noise)):
+    steps = zip(_rows(x, higher), _steps(x, times, dts, lates, keeps, ups * noise), strict=True)
+    for i, (t, (_, s, dt, late_dt, keep, up)) in enumerate(steps):
         if churns[i]:
             x = _noised(x, keep, up, generator)
         v = denoise(x, t)
-        start, x = x, torch.addcmul(x, dt, v)
+        start, x = x, _plus(x, dt, v)
         if corrects[i]:
-            x = torch.addcmul(x, late_dt, denoise(x, s) - v)
+            x = _plus(x, late_dt, denoise(x, s) - v)
         yield Step(s, x, start, t, v)
 
 
@@ -159,7 +182,7 @@ def _churned(t: Tensor, s: Tensor, gamma: float, sigmas: tuple[float, float]) ->
 
 def _noised(x: Tensor, keep: Tensor, up: Tensor, generator: Generators) -> Tensor:
     """keep x + up z with fresh noise z."""
-    return randn_like(x, generator).mul_(up).addcmul_(keep, x)
+    return _plus(randn_like(x, generator).mul_(up), keep, x)
 
 
 def _ancestral(t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,12 +202,13 @@ def _ancestral(t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor
 def ddim(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators = None, eta: float = 0.0) -> Iterator[Step]:
     """DDIM (Song et al. 2021a, eq. 12): eta = 0 is Euler's method, eta = 1 ancestral sampling. ValueError for eta outside [0, 1]."""
     within(0, 1, eta=eta)
-    x, ts, ss = _begin(x, times)
+    x, times = _begin(x, times)
+    ts, ss = times[:-1], times[1:]
     below, keeps, ups = _ancestral(ts, ss, eta)
     draws = _acts(ups)
-    for i, (t, s, dt, keep, up) in enumerate(_steps(x, ts, ss, below - ts, keeps, ups)):
+    for i, (t, s, dt, keep, up) in enumerate(_steps(x, times, below - ts, keeps, ups)):
         v = denoise(x, t)
-        start, x = x, torch.addcmul(x, dt, v)
+        start, x = x, _plus(x, dt, v)
         if draws[i]:
             x = _noised(x, keep, up, generator)
         yield Step(s, x, start, t, v)
@@ -219,13 +243,14 @@ def dpmpp_2m_sde(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Gener
 
 def _multistep(denoise: Denoise, x: Tensor, times: Tensor, generator: Generators, eta: float) -> Iterator[Step]:
     """The exponential step (s / t) x - (1 - s) (e^-h - 1) D is the straight line from x at t towards data D, at s."""
-    x, ts, ss = _begin(x, times)
+    x, times = _begin(x, times)
+    ts, ss = times[:-1], times[1:]
     below, keeps, ups = _ancestral(ts, ss, eta)
     ratios, (_, k) = torch.where(ts > 0, below / ts, 1.0), _extrapolation(ts, ss)
     draws, previous = _acts(ups), None
-    for i, (t, s, minus_t, ratio, ahead, keep, up) in enumerate(_steps(x, ts, ss, -ts, ratios, 1 + k, keeps, ups)):
+    for i, (t, s, minus_t, ratio, ahead, keep, up) in enumerate(_steps(x, times, -ts, ratios, 1 + k, keeps, ups)):
         v = denoise(x, t)
-        x0 = torch.addcmul(x, minus_t, v)
+        x0 = _plus(x, minus_t, v)
         data = x0 if previous is None else previous.lerp_(x0, ahead)
         start, x, previous = x, torch.lerp(data, x, ratio), x0
         if draws[i]:
@@ -239,19 +264,20 @@ def unipc(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators =
     The predictor is DPM-Solver++(2M). The call that it makes at s then corrects the step that led there: the same
     exponential step, with the data along it extrapolated through the new estimate too. Steps of infinite h are not corrected.
     """
-    x, ts, ss = _begin(x, times)
+    x, times = _begin(x, times)
+    ts, ss = times[:-1], times[1:]
     h, k = _extrapolation(ts, ss)
     ratios = torch.where(ts > 0, ss / ts, 1.0)
     # Row i corrects the step that led to ts[i].
     a, b, back = (torch.cat([torch.zeros_like(c[:1]), c[:-1]]) for c in (*_correction(h, k), ratios))
     corrects, origin, last, change = _acts(b), x, x, x
-    for i, (t, s, minus_t, ratio, k_i, a_i, b_i, back_i) in enumerate(_steps(x, ts, ss, -ts, ratios, k, a, b, back)):
+    for i, (t, s, minus_t, ratio, k_i, a_i, b_i, back_i) in enumerate(_steps(x, times, -ts, ratios, k, a, b, back)):
         v = denoise(x, t)
-        start, x0 = x, torch.addcmul(x, minus_t, v)
+        start, x0 = x, _plus(x, minus_t, v)
         if corrects[i]:
-            x = torch.lerp(last, x0, b_i).addcmul_(a_i, change).lerp_(origin, back_i)
+            x = _plus(torch.lerp(last, x0, b_i), a_i, change).lerp_(origin, back_i)
         origin, last, change = x, x0, x0 - last
-        x = torch.addcmul(x0, k_i, change).lerp_(x, ratio)
+        x = _plus(x0, k_i, change).lerp_(x, ratio)
         yield Step(s, x, start, t, v)
 
 
@@ -328,14 +354,15 @@ def cps(level: float = 0.8) -> Law:
 
 def flow_sde(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators = None, law: Law | None = None) -> Iterator[Step]:
     """Stochastic steps by a `Law`, `grpo()` unless another is given; `transition`, `log_prob` and `kl` give their densities."""
-    x, ts, ss = _begin(x, times)
+    x, times = _begin(x, times)
+    ts, ss = times[:-1], times[1:]
     coefficients = (law or grpo())(ts, ss)
     draws = _acts(coefficients[-1])
-    for i, (t, s, a, b, std) in enumerate(_steps(x, ts, ss, *coefficients)):
+    for i, (t, s, a, b, std) in enumerate(_steps(x, times, *coefficients)):
         v = denoise(x, t)
-        start, x = x, (a * x).addcmul_(b, v)
+        start, x = x, _plus(a * x, b, v)
         if draws[i]:
-            x = x.addcmul_(std, randn_like(x, generator))
+            x = _plus(x, std, randn_like(x, generator))
         yield Step(s, x, start, t, v)
 
 
@@ -368,11 +395,12 @@ def consistency(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Genera
 
     For networks whose x - t v is already the end of the path. Stochastic from the second step on.
     """
-    x, ts, ss = _begin(x, times)
+    x, times = _begin(x, times)
+    ts, ss = times[:-1], times[1:]
     draws = _acts(ss)
-    for i, (t, s, minus_t, share) in enumerate(_steps(x, ts, ss, -ts, ss)):
+    for i, (t, s, minus_t, share) in enumerate(_steps(x, times, -ts, ss)):
         v = denoise(x, t)
-        start, x = x, torch.addcmul(x, minus_t, v)
+        start, x = x, _plus(x, minus_t, v)
         if draws[i]:
             x = x.lerp_(randn_like(x, generator), share)
         yield Step(s, x, start, t, v)
@@ -385,12 +413,12 @@ def invert(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators 
     step. Converges where (t - s) |dv/dx| < 1. ValueError for iterations < 1.
     """
     within(1, math.inf, iterations=iterations)
-    x, ss, ts = _begin(x, times, up=True, down=False)
-    for s, t, dt in _steps(x, ss, ts, ts - ss):
+    x, times = _begin(x, times, up=True, down=False)
+    for s, t, dt in _steps(x, times, times.diff(dim=0)):
         start = x
         for _ in range(iterations):
             v = denoise(x, t)
-            x = torch.addcmul(start, dt, v)
+            x = _plus(start, dt, v)
         yield Step(t, x, start, s, v)
 
 
@@ -401,7 +429,7 @@ def log_likelihood(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Gen
 
     for one vector of signs per sample and trajectory (Hutchinson); unbiased, exact where dv/dx is a multiple of the identity.
     """
-    x, ts, ss = _begin(x, times, up=True, down=False)
+    x, times = _begin(x, times, up=True, down=False)
     probe = torch.where(randn_like(x, generator) < 0, -torch.ones_like(x), torch.ones_like(x))
 
     def with_divergence(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -412,10 +440,10 @@ def log_likelihood(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Gen
         return v.detach(), (pulled * probe).flatten(1).sum(1)
 
     total = torch.zeros(len(x)).to(x)
-    for t, s, dt in _steps(x, ts, ss, ss - ts):
+    for t, s, dt in _steps(x, times, times.diff(dim=0)):
         v, divergence = with_divergence(x, t)
-        v_s, divergence_s = with_divergence(torch.addcmul(x, dt, v), s)
-        x = torch.addcmul(x, dt / 2, v + v_s)
+        v_s, divergence_s = with_divergence(_plus(x, dt, v), s)
+        x = _plus(x, dt / 2, v + v_s)
         total = total + (s - t) * (divergence + divergence_s) / 2
     return total - (x**2 + math.log(2 * math.pi)).flatten(1).sum(1) / 2
 
