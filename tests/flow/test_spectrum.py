@@ -10,6 +10,7 @@ from strategies import DTYPES, normal
 
 from mezzotint.flow.path import interpolate
 from mezzotint.flow.spectrum import drowning_time, radial_power
+from mezzotint.flow.time import sd3_ratio, shift
 
 
 def test_white_noise_is_equally_strong_everywhere() -> None:
@@ -62,6 +63,17 @@ def test_drowning_times_are_the_closed_form() -> None:
     assert torch.allclose((1 - t) ** 2 * power, t**2)
     assert t[0] == 0
     assert t[2] == 0.5
+
+
+def test_more_pixels_of_one_scene_drown_later_by_the_ratio_of_the_shift() -> None:
+    frequency, phase = torch.arange(1, 7, dtype=torch.float64), torch.arange(6, dtype=torch.float64)
+
+    def scene(side: int) -> torch.Tensor:
+        waves = torch.cos(2 * math.pi * frequency[:, None] * torch.arange(side) / side + phase[:, None]) / frequency[:, None]
+        return waves.sum(0)[:, None] + waves.sum(0)
+
+    small, large = (drowning_time(radial_power(scene(side))[1:7]) for side in (16, 64))
+    assert torch.allclose(large, shift(small, sd3_ratio(64**2, 16**2)))
 
 
 @settings(deadline=None)
