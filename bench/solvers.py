@@ -2,8 +2,9 @@
 
 Both step through 20 steps with a velocity (diffusers' DDIM: noise) that is already there, and are timed alternately in one run;
 `<solver>.<small|large>` is the median over rounds of ours over theirs, per step, at (4, 4, 8, 8) and (4, 16, 128, 128), and `ratio`
-the geometric mean of all. Stochastic solvers draw the same noise on both sides. One thread; what a solver does once, before
-its first step, counts as a part of its steps, and theirs (`set_timesteps`) is left out.
+the geometric mean of all. It is the time that the processor spends on it, so that neighbours count less. dpmpp_2m_sde draws its noise
+on both sides, which is most of what it costs. One thread; what a solver does once, before its first step, counts as a part of its
+steps, and theirs (`set_timesteps`) is left out.
 
     python bench/solvers.py [--rounds 15]
 
