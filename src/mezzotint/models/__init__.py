@@ -8,15 +8,16 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 from collections.abc import Callable
 from typing import Any
 
-from mezzotint.models import flux, mmdit, pixart, sana
+from mezzotint.models import flux, mmdit, pixart, sana, unet
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
 from mezzotint.models.flux import Flux, FluxConfig
 from mezzotint.models.mmdit import MMDiT, MMDiTConfig
 from mezzotint.models.pixart import PixArt, PixArtConfig
 from mezzotint.models.sana import Sana, SanaConfig
+from mezzotint.models.unet import UNet, UNetConfig
 
-PRESETS: dict[str, Callable[[], Any]] = {**mmdit.PRESETS, **flux.PRESETS, **pixart.PRESETS, **sana.PRESETS}
+PRESETS: dict[str, Callable[[], Any]] = {**mmdit.PRESETS, **flux.PRESETS, **pixart.PRESETS, **sana.PRESETS, **unet.PRESETS}
 
 __all__ = [
     "PRESETS",
@@ -31,4 +32,6 @@ __all__ = [
     "PixArtConfig",
     "Sana",
     "SanaConfig",
+    "UNet",
+    "UNetConfig",
 ]
