@@ -74,7 +74,7 @@ class TestMMDiT(Parity):
         assert all(torch.equal(converted[name], expected[name]) for name in expected)
 
     def test_pictures_must_fit_into_the_table(self) -> None:
-        with pytest.raises(ValueError, match="at most 16, got 4x9 patches"):
+        with pytest.raises(ValueError, match="at most 8 patches of 2, got 4x9"):
             TINY.build()(torch.randn(1, 4, 8, 18), torch.rand(1), self.cond(TINY, 1))
         with pytest.raises(ValueError, match="one frame, got 3 frames"):
             TINY.build()(torch.randn(1, 4, 3, 8, 8), torch.rand(1), self.cond(TINY, 1))

@@ -5,11 +5,12 @@ from typing import ClassVar
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
-from parity import Parity
+from parity import EQUAL, Parity, distance, scatter
 from torch import Tensor, nn
 
 from mezzotint.models import Cond
-from mezzotint.models.pixart import PixArtConfig, pixart_alpha_256, pixart_alpha_512, pixart_alpha_1024, pixart_sigma
+from mezzotint.models.class_dit import ClassDiTConfig
+from mezzotint.models.pixart import PixArtConfig, pixart_alpha_256, pixart_alpha_512, pixart_alpha_1024, pixart_sigma, start_from
 from mezzotint.weights import Names, pixart
 
 TINY = PixArtConfig(width=24, depth=2, heads=3, text_width=20, span=4.0)
@@ -68,6 +69,20 @@ class TestPixArt(Parity):
             theirs.proj_out.weight.unflatten(0, (4, 2, 4))[:, 1] = 0
             theirs.proj_out.bias.unflatten(0, (4, 2, 4))[:, 1] = 0
         assert torch.allclose(ours(x, t, cond), self.call(theirs, x, t, cond), atol=1e-5)
+
+    def test_a_dit_without_a_class_is_a_start(self) -> None:
+        config = TINY.replace(size=False)
+        dit = scatter(ClassDiTConfig(width=24, depth=2, heads=3, span=4.0, classes=5).build())
+        nn.init.zeros_(dit.embed_label.weight)
+        net = config.build()
+        start_from(net, dit)
+        x, _, cond = self.inputs(config, (8, 12))
+        for time, same in ((0.5, True), (0.9, False)):
+            t = torch.full((2,), time)
+            expected = dit(x, t, Cond.of_classes(torch.tensor([3, -1])))
+            assert (distance(net(x, t, cond), expected) <= EQUAL) == same
+        with pytest.raises(ValueError, match="heads must be the DiT's, 3, got 2"):
+            start_from(config.replace(heads=2).build(), dit)
 
     def test_the_size_must_be_told(self) -> None:
         x, t, cond = self.inputs(TINY, (8, 8))

@@ -6,26 +6,47 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from mezzotint.models import flux, mmdit, pixart, sana, unet
+from mezzotint.config import Config
+from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana, unet
+from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
+from mezzotint.models.dit_air import DiTAir, DiTAirConfig
 from mezzotint.models.flux import Flux, FluxConfig
+from mezzotint.models.hidream import HiDream, HiDreamConfig
+from mezzotint.models.lumina2 import Lumina2, Lumina2Config
 from mezzotint.models.mmdit import MMDiT, MMDiTConfig
 from mezzotint.models.pixart import PixArt, PixArtConfig
 from mezzotint.models.sana import Sana, SanaConfig
 from mezzotint.models.unet import UNet, UNetConfig
 
-PRESETS: dict[str, Callable[[], Any]] = {**mmdit.PRESETS, **flux.PRESETS, **pixart.PRESETS, **sana.PRESETS, **unet.PRESETS}
+PRESETS: dict[str, Callable[[], Config]] = {
+    **unet.PRESETS,
+    **class_dit.PRESETS,
+    **pixart.PRESETS,
+    **sana.PRESETS,
+    **mmdit.PRESETS,
+    **flux.PRESETS,
+    **lumina2.PRESETS,
+    **hidream.PRESETS,
+}
 
 __all__ = [
     "PRESETS",
+    "ClassDiT",
+    "ClassDiTConfig",
     "Cond",
     "DiT",
+    "DiTAir",
+    "DiTAirConfig",
     "DiTConfig",
     "Flux",
     "FluxConfig",
+    "HiDream",
+    "HiDreamConfig",
+    "Lumina2",
+    "Lumina2Config",
     "MMDiT",
     "MMDiTConfig",
     "PixArt",

@@ -6,6 +6,7 @@ zero, so every block starts as the identity.
 B batch, N image tokens, L text tokens, D width.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -160,6 +161,21 @@ class Stream(Source):
         return gated(x, gate_m, self.mlp(modulate(self.norm(x), shift_m, scale_m)))
 
 
+def converse(
+    streams: Sequence[Source], tokens: Sequence[Tensor], c: Tensor, rotation: Tensor | None, mask: Tensor | None
+) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+    """One attention over the tokens (B, N_i, D) of all streams, one after the other -> what each `answer` needs.
+
+    c: (B, D). rotation and mask: over all tokens in this order.
+    """
+    asked, rests = zip(*(stream.ask(x, c) for stream, x in zip(streams, tokens, strict=True)), strict=True)
+    q, k, v = (torch.cat(parts, dim=2) for parts in zip(*asked, strict=True))
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    attended = attend(q, k, v, mask).split([x.shape[1] for x in tokens], dim=1)
+    return list(zip(attended, rests, strict=True))
+
+
 class JointBlock(nn.Module):
     """Two streams with weights of their own and one attention over both, text first (Esser et al. 2024, figure 2b)."""
 
@@ -172,13 +188,8 @@ class JointBlock(nn.Module):
         self, image: Tensor, text: Tensor, c: Tensor, rotation: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """image (B, N, D), text (B, L, D), c (B, D), rotation and mask over [text, image] -> image, text."""
-        asked_text, rest_text = self.text.ask(text, c)
-        asked_image, rest_image = self.image.ask(image, c)
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(asked_text, asked_image, strict=True))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        attended_text, attended_image = attend(q, k, v, mask).split([text.shape[1], image.shape[1]], dim=1)
-        return self.image.answer(image, attended_image, rest_image), self.text.answer(text, attended_text, rest_text)
+        for_text, for_image = converse((self.text, self.image), (text, image), c, rotation, mask)
+        return self.image.answer(image, *for_image), self.text.answer(text, *for_text)
 
 
 class Head(nn.Module):

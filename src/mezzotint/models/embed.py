@@ -71,6 +71,12 @@ def image_positions(frames: int, rows: int, columns: int, device: torch.device |
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
 
+def spanning_positions(rows: int, columns: int, span: float, device: torch.device | None = None) -> Tensor:
+    """(rows columns, 3) as `image_positions`, but row and column run from 0 to `span`, however many there are."""
+    positions = image_positions(1, rows, columns, device)
+    return positions * positions.new_tensor([1, span / rows, span / columns])
+
+
 def sincos_2d(positions: Tensor, dim: int) -> Tensor:
     """(N, 3) positions -> (N, dim) fixed features of row and column, half the channels each. The frame is left to RoPE."""
     return torch.cat([sinusoid(positions[:, 1], dim // 2), sinusoid(positions[:, 2], dim // 2)], dim=-1)

@@ -116,7 +116,7 @@ class MMDiT(nn.Module):
         """(1, rows columns, D) from the middle of the table."""
         side = self.config.table
         if max(rows, columns) > side:
-            raise ValueError(f"height and width must be at most {side * self.config.patch}, got {rows}x{columns} patches")
+            raise ValueError(f"height and width must be at most {side} patches of {self.config.patch}, got {rows}x{columns}")
         top, left = (side - rows) // 2, (side - columns) // 2
         table = self.positions.unflatten(1, (side, side))
         return table[:, top : top + rows, left : left + columns].flatten(1, 2).to(self.embed_patch.weight.dtype)

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import CrossAttention, SelfAttention
-from mezzotint.models.blocks import MLP, ModulationTable, SharedModulation, TableHead, gated, initialise, modulate
+from mezzotint.models.blocks import MLP, Head, ModulationTable, SharedModulation, TableHead, gated, initialise, modulate
+from mezzotint.models.class_dit import AdaLNZeroBlock, ClassDiT
 from mezzotint.models.cond import Cond
 from mezzotint.models.embed import (
     SizeEmbedding,
     TextEmbedding,
     TimeEmbedding,
     as_picture,
-    image_positions,
     patchify,
     sincos_2d_mae,
+    spanning_positions,
     unpatchify,
 )
 
@@ -100,13 +101,12 @@ class PixArt(nn.Module):
         nn.init.normal_(self.modulation.linear.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        p, span = self.config.patch, self.config.span
+        p = self.config.patch
         picture = as_picture(x, p)
         rows, columns = picture.shape[-2] // p, picture.shape[-1] // p
 
-        positions = image_positions(1, rows, columns, x.device) * x.new_tensor([1, span / rows, span / columns], dtype=torch.float32)
-        image = self.embed_patch(patchify(picture, p))
-        image = image + sincos_2d_mae(positions, self.config.width).to(self.embed_patch.weight.dtype)
+        positions = sincos_2d_mae(spanning_positions(rows, columns, self.config.span, x.device), self.config.width)
+        image = self.embed_patch(patchify(picture, p)) + positions.to(self.embed_patch.weight.dtype)
         text = self.embed_text(cond.text)
         c = self._condition(t, cond)
         modulation = self.modulation(c)
@@ -114,9 +114,9 @@ class PixArt(nn.Module):
         for block in self.blocks:
             image = block(image, modulation, text, cond.mask)
 
-        channels, patches = picture.shape[1], self.head(image, c)
-        shape = torch.Size((len(x), patches.shape[2] // p**2, *picture.shape[2:]))
-        return unpatchify(patches, p, shape)[:, :channels].reshape(x.shape)
+        patches = self.head(image, c)
+        noise = patches.unflatten(-1, (p * p, -1))[..., : picture.shape[1]].flatten(2)  # without the variance
+        return unpatchify(noise, p, picture.shape).reshape(x.shape)
 
     def _condition(self, t: Tensor, cond: Cond) -> Tensor:
         c: Tensor = self.embed_time(t)
@@ -125,6 +125,31 @@ class PixArt(nn.Module):
         if cond.size is None:
             raise ValueError("size must be given to this network: height and width in pixels, (B, 2)")
         return c + self.embed_size(cond.size)
+
+
+@torch.no_grad()
+def start_from(net: PixArt, dit: ClassDiT) -> None:
+    """Start a PixArt from a class-conditional DiT of the same sizes (Chen et al. 2023, section 2.3).
+
+    What both have is taken over, and tables are set so that at t = 0.5 every modulation is the DiT's without a class. Cross-attention
+    starts at nothing, so there the output is the DiT's too, apart from what a size adds. ValueError where a size differs.
+    """
+    if dit.config.variant != "adaln_zero":
+        raise ValueError(f"dit must have modulations to start from, adaln_zero, got {dit.config.variant}")
+    for name in ("width", "depth", "heads", "patch", "channels", "variance"):
+        ours, theirs = getattr(net.config, name), getattr(dit.config, name)
+        if ours != theirs:
+            raise ValueError(f"{name} must be the DiT's, {theirs}, got {ours}")
+    own = net.state_dict()
+    net.load_state_dict({name: x for name, x in dit.state_dict().items() if name in own}, strict=False)
+    c = dit.embed_time(torch.full((1,), 0.5, device=dit.head.linear.weight.device))
+    shared = net.modulation(c)[0]
+    for block, given in zip(net.blocks, dit.blocks, strict=True):
+        assert isinstance(block, PixArtBlock)
+        assert isinstance(given, AdaLNZeroBlock)
+        block.modulation.table.copy_(torch.cat(given.modulation(c)) - shared)
+    assert isinstance(dit.head, Head)
+    net.head.modulation.table.copy_(torch.cat(dit.head.modulation(c)) - c)
 
 
 def pixart_alpha_1024() -> PixArtConfig:

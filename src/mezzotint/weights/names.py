@@ -49,9 +49,12 @@ def fuse(*shares: int) -> Change:
     return Change(lambda parts: [torch.cat(list(parts))], split)
 
 
-def stack(count: int) -> Change:
-    """`count` tensors of theirs are one of ours with one more axis in front."""
-    return Change(lambda parts: [torch.stack(list(parts))], lambda parts: parts[0].unbind())
+def stack(count: int, parts: int = 1) -> Change:
+    """`count` times `parts` tensors of theirs: parts one below the other, counts along a new axis in front."""
+    return Change(
+        lambda given: [torch.cat(list(given)).unflatten(0, (count, -1))],
+        lambda given: given[0].flatten(0, 1).chunk(count * parts),
+    )
 
 
 def copies(count: int) -> Change:
