@@ -197,7 +197,7 @@ class UNet(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """All blocks in the order of the computation."""
+        """All blocks in the order of the computation. Nearly each has shapes of its own: who compiles them needs a graph for each."""
         return [module for module in self.modules() if isinstance(module, UNetBlock)]
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
