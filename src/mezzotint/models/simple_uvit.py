@@ -165,6 +165,7 @@ class SimpleUViT(nn.Module):
 
         h, maps = self.embed_picture(F.pixel_unshuffle(picture, p)), []
         for level, smaller in zip(self.down, self.smaller, strict=True):
+            assert isinstance(level, nn.ModuleList)
             for block in level:
                 h = block(h, c)
                 maps.append(h)
@@ -177,6 +178,7 @@ class SimpleUViT(nn.Module):
         h = tokens.mT.unflatten(2, (rows, columns))
 
         for level, larger in zip(self.up, self.larger, strict=True):
+            assert isinstance(level, nn.ModuleList)
             h = larger(F.interpolate(h, maps[-1].shape[2:], mode="nearest"))
             for block in level:
                 h = block(torch.cat([h, maps.pop()], dim=1), c)
