@@ -10,7 +10,7 @@ from strategies import DTYPES, SHAPES, TIMES, normal
 from torch import Tensor
 
 from mezzotint.flow import path
-from mezzotint.flow.path import T_MIN, Path, Point, from_linear, from_velocity, interpolate, like, log_snr, to_linear, to_velocity
+from mezzotint.flow.path import Path, Point, from_linear, from_velocity, interpolate, like, log_snr, to_linear, to_velocity
 
 KINDS = ("velocity", "data", "noise", "score", "vp_velocity")
 PATHS: dict[str, Path] = {
@@ -109,7 +109,7 @@ def test_paths_run_from_data_to_noise_and_are_finite_at_both_ends(name: str, dty
 def test_every_conversion_comes_back_on_every_path(u: float, name: str, kind: str, other: str) -> None:
     x, prediction = draw(3, 2, 4, seed=1), draw(3, 2, 4, seed=2)
     point = PATHS[name](torch.full((3,), u, dtype=torch.float64))
-    assume(T_MIN <= float(point.t[0]) <= 1 - T_MIN)  # nearer to the ends divisions stop
+    assume(path.T_MIN <= point.t[0] <= 1 - path.T_MIN)  # beyond, divisors are kept from vanishing
     there = from_linear(to_linear(prediction, kind, x, point), other, x, point)  # type: ignore[arg-type]
     back = from_linear(to_linear(there, other, x, point), kind, x, point)  # type: ignore[arg-type]
     assert float((back - prediction).norm() / prediction.norm()) < 1e-9

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from mezzotint.config import Config
-from mezzotint.models import PRESETS, class_dit, flux, hidream, lumina2, mmdit, pixart, sana
+from mezzotint.models import PRESETS, class_dit, flux, hidream, lumina2, mmdit, pixart, sana, simple_uvit, unet, uvit
+
+MODULES = (unet, uvit, simple_uvit, class_dit, pixart, sana, mmdit, flux, lumina2, hidream)
 
 
 def test_no_two_presets_have_one_name() -> None:
-    assert len(PRESETS) == sum(len(module.PRESETS) for module in (class_dit, flux, hidream, lumina2, mmdit, pixart, sana))
+    assert len(PRESETS) == sum(len(module.PRESETS) for module in MODULES)
 
 
 @pytest.mark.parametrize("name", PRESETS)

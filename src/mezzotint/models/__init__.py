@@ -8,7 +8,7 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 from collections.abc import Callable
 
 from mezzotint.config import Config
-from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana
+from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana, simple_uvit, unet, uvit
 from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
@@ -19,8 +19,14 @@ from mezzotint.models.lumina2 import Lumina2, Lumina2Config
 from mezzotint.models.mmdit import MMDiT, MMDiTConfig
 from mezzotint.models.pixart import PixArt, PixArtConfig
 from mezzotint.models.sana import Sana, SanaConfig
+from mezzotint.models.simple_uvit import SimpleUViT, SimpleUViTConfig
+from mezzotint.models.unet import UNet, UNetConfig
+from mezzotint.models.uvit import UViT, UViTConfig
 
 PRESETS: dict[str, Callable[[], Config]] = {
+    **unet.PRESETS,
+    **uvit.PRESETS,
+    **simple_uvit.PRESETS,
     **class_dit.PRESETS,
     **pixart.PRESETS,
     **sana.PRESETS,
@@ -51,4 +57,10 @@ __all__ = [
     "PixArtConfig",
     "Sana",
     "SanaConfig",
+    "SimpleUViT",
+    "SimpleUViTConfig",
+    "UNet",
+    "UNetConfig",
+    "UViT",
+    "UViTConfig",
 ]

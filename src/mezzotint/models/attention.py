@@ -123,3 +123,25 @@ class CrossAttention(nn.Module):
         k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).unbind(2)
         out: Tensor = self.out(attend(q.transpose(1, 2), self.norm_k(k).transpose(1, 2), v.transpose(1, 2), mask))
         return out
+
+
+class PlainAttention(nn.Module):
+    """Attention of (B, N, D) to itself or to a context (B, K, C), without norms and without biases but for the output's.
+
+    As in Stable Diffusion (Rombach et al. 2022) and U-ViT (Bao et al. 2023). context: its width C, D unless told otherwise.
+    """
+
+    def __init__(self, dim: int, heads: int, context: int | None = None) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim if context is None else context, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(x if context is None else context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out: Tensor = self.out(attend(q, k, v, mask))
+        return out

@@ -234,3 +234,24 @@ def initialise(net: nn.Module, *zero: nn.Linear) -> None:
         nn.init.zeros_(layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+class GEGLU(nn.Module):
+    """D -> hidden -> D with a gated GELU (Shazeer 2020): W_2 (W_1 x * gelu(W_3 x)), with biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, 2 * hidden)
+        self.outer = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.inner(x).chunk(2, dim=-1)
+        out: Tensor = self.outer(value * F.gelu(gate))
+        return out
+
+
+def zero(*layers: nn.Module) -> None:
+    """Set weights and biases to zero."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)

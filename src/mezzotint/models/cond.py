@@ -27,7 +27,8 @@ class Cond:
     The rest is None for models that do not ask for it. label: (B,) int64 number of a class, -1 where it says nothing.
     guidance: (B,) the scale that a guidance-distilled model imitates. size: (B, 2) height and width in pixels of the picture.
     states: (B, K, L', D') hidden states of K layers of a language model; states_mask: (B, L') as mask. control: (B, C', H, W)
-    latents that the model reads beside x, place by place.
+    latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it was
+    resized, and top and left of its crop, in pixels.
     """
 
     text: Tensor
@@ -39,6 +40,7 @@ class Cond:
     states: Tensor | None = None
     states_mask: Tensor | None = None
     control: Tensor | None = None
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)

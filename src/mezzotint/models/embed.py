@@ -3,6 +3,8 @@
 B batch, N tokens, D width, F frames, H and W rows and columns, p patch side.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -156,3 +158,13 @@ def unpatchify(tokens: Tensor, patch: int, shape: torch.Size, stride: int | None
     columns = tokens.reshape(b * f, -1, patch * patch, c).permute(0, 3, 2, 1).flatten(1, 2)
     frames = F.fold(columns, (h, w), patch, stride=stride or patch)
     return frames.reshape(b, f, c, h, w).transpose(1, 2)
+
+
+def resample(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Learned positions (n^2, D) of a square map, for one of another size: (rows columns, D), bicubic (Dosovitskiy et al. 2021).
+
+    At rows = columns = n they are the table itself.
+    """
+    side = math.isqrt(len(table))
+    grid = table.unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    return F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)[0].flatten(1).mT
