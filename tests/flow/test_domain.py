@@ -8,10 +8,13 @@ import torch
 from mezzotint.flow.domain import above, within
 
 
-def test_what_lies_inside_passes() -> None:
+def test_the_ends_lie_inside_and_nothing_beyond_them() -> None:
     within(0, 1, a=0, b=1.0, c=torch.tensor([0.0, 0.5, 1.0]), d=torch.empty(0))
+    with pytest.raises(ValueError, match="b must be"):
+        within(0, 1, a=0, b=math.nextafter(1.0, 2.0))
     above(0, a=1e-9, b=torch.tensor([0.1, 2.0]))
-    within(1, math.inf, steps=10**9)
+    with pytest.raises(ValueError, match="a must be"):
+        above(1e-9, a=1e-9)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, torch.tensor([0.5, 1.5]), torch.tensor([0.5, math.nan])])
@@ -27,7 +30,10 @@ def test_what_is_not_above_is_named(value: float) -> None:
 
 
 def test_tensors_elsewhere_are_taken_on_trust() -> None:
-    within(0, 1, t=torch.full((3,), 7.0, device="meta"))
+    wrong = torch.full((3,), 7.0)
+    within(0, 1, t=wrong.to("meta"))
+    with pytest.raises(ValueError, match="t must be"):
+        within(0, 1, t=wrong)
 
 
 def test_a_compiled_function_is_not_broken_by_the_question() -> None:

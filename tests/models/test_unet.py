@@ -1,5 +1,6 @@
 """The UNets of Stable Diffusion against diffusers' UNet2DConditionModel, masks of text included."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -69,10 +70,11 @@ class TestUNet(Parity):
             cond.origin = torch.randint(0, 256, (rows, 4)).float()
         return cond
 
-    def test_every_block_is_one_graph(self, config: UNetConfig) -> None:
-        # Nearly each has shapes of its own: torch would stop at 8, and look for what they have in common.
+    @pytest.fixture(autouse=True)
+    def a_graph_for_each_block(self) -> Iterator[None]:
+        """Nearly each has shapes of its own: torch would stop at 8, and look for what they have in common."""
         with torch._dynamo.config.patch(recompile_limit=64, automatic_dynamic_shapes=False):
-            super().test_every_block_is_one_graph(config)
+            yield
 
     def test_without_a_mask_all_text_is_read(self, config: UNetConfig) -> None:
         ours, theirs = self.pair(config)

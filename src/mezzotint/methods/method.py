@@ -1,5 +1,6 @@
 """The contract between a technique and the Trainer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Role:
     averaged: bool = False
 
 
-class Method:
+class Method(ABC):
     """All that the author of a technique must know. A method has a role called "student": the pipeline that it makes.
 
     Randomness comes from torch's global generator, which the Trainer seeds before every call from (seed, rank, step), so
@@ -50,17 +51,17 @@ class Method:
         """Which roles take an optimizer step, in order; those of one turn share one loss."""
         return [("student",)]
 
+    @abstractmethod
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         """The loss of a turn and what to log. Metrics of shape (B,) are per sample: "t" is the time, "loss" the loss."""
-        raise NotImplementedError
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> None:  # noqa: B027  # most methods have nothing to do here
         """Changes of frozen roles, after all turns of a step."""
 
 
-class MethodConfig(config.Config, kind="method"):
+class MethodConfig(config.Config, ABC, kind="method"):
     """Base of the methods' configurations."""
 
+    @abstractmethod
     def build(self, pipeline: Pipeline) -> Method:
         """The method that trains `pipeline`."""
-        raise NotImplementedError
