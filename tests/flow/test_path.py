@@ -365,3 +365,17 @@ def test_arguments_are_named_with_their_range() -> None:
         for question in (log_snr, lambda t: interpolate(x, x, t), lambda t: path.own_time(path.linear, t)):
             with pytest.raises(ValueError, match=r"t must be within \[0, 1\]"):
                 question(bad)
+
+
+def test_beyond_its_noisy_end_a_network_sees_x_of_the_spread_that_it_knows() -> None:
+    x, t, seen = normal((1, 1000), torch.float64), torch.ones(1, dtype=torch.float64), list[Tensor]()
+
+    def network(x: Tensor, u: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    path.from_discrete(network, path.scaled_linear_table(), "noise")(x, t)
+    path.from_continuous(network, path.vp_linear, "noise")(x, t)
+    path.from_continuous(network, path.edm, "data")(x, t)
+    for found, spread in zip(seen, (1.0, 1.0, math.hypot(80.0, 1.0)), strict=True):
+        assert torch.allclose(found, spread * x)
