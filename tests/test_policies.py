@@ -22,6 +22,7 @@ HOUSE = (
     "models",
     "codecs",
     "text",
+    "weights",
     "pipeline",
     "pictures",
     "worlds",

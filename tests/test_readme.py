@@ -49,7 +49,8 @@ def test_commands_are_understood(command: str) -> None:
 
 
 def test_files_named_are_there() -> None:
-    for text in (TEXT, SAMPLING, (ROOT / "docs" / "conventions.md").read_text(), (ROOT / "docs" / "add_a_method.md").read_text()):
+    pages = [ROOT / "docs" / f"{name}.md" for name in ("conventions", "add_a_method", "add_a_model")]
+    for text in (TEXT, SAMPLING, *(page.read_text() for page in pages)):
         for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
             assert (ROOT / name).exists(), name
 

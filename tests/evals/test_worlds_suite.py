@@ -57,7 +57,7 @@ def test_a_painter_that_draws_what_is_asked_scores_one() -> None:
 def test_a_painter_that_draws_anything_scores_little() -> None:
     result = run(lambda prompt, rng: draw(rng, "train"))
     assert result["score"] < 0.2
-    assert 0.2 < result["preference"] < 0.5
+    assert 0.03 < result["preference"] < 0.25
     preferred = run(lambda prompt, rng: draw(rng, "preferred"))
     assert preferred["preference"] > 0.95
     assert preferred["preference_parts"].keys() == {"style", "light", "centred"}

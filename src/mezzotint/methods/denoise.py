@@ -33,6 +33,11 @@ def flow_error(pipeline: Pipeline, x0: Tensor, eps: Tensor, t: Tensor, cond: Con
     return flow_difference(pipeline, x0, eps, t, cond).square().flatten(1).mean(1)
 
 
+def levelled(t: Tensor, level: float) -> Tensor:
+    """The weight that keeps the velocity loss of a data prediction from growing as 1 / t^2 below the time `level`; 0: all ones."""
+    return (t / level).clamp_max(1).square() if level else torch.ones_like(t)
+
+
 def roughness(x: Tensor) -> Tensor:
     """(B,) mean squared difference between vertical neighbours of x (B, ..., H, W) plus that between horizontal ones."""
     return x.diff(dim=-2).square().flatten(1).mean(1) + x.diff(dim=-1).square().flatten(1).mean(1)
@@ -65,5 +70,4 @@ class Denoise(Method):
         difference = flow_difference(self.student, x0, torch.randn_like(x0), t, cond)
         error = difference.square().flatten(1).mean(1)
         loss = error + self.config.detail * roughness(difference) if self.config.detail else error
-        weight = (t / self.config.level).clamp_max(1).square() if self.config.level else torch.ones(())
-        return (weight * loss).mean(), {"t": t, "loss": error.detach()}
+        return (levelled(t, self.config.level) * loss).mean(), {"t": t, "loss": error.detach()}

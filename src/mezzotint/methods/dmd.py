@@ -19,7 +19,7 @@ from torch import Tensor
 from mezzotint.data.batch import Batch
 from mezzotint.flow.path import from_velocity, interpolate, like
 from mezzotint.flow.time import TimeDensity, grid
-from mezzotint.methods.denoise import flow_error
+from mezzotint.methods.denoise import flow_error, levelled
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
@@ -27,11 +27,15 @@ from mezzotint.pipeline import Pipeline
 
 @dataclass
 class DMDConfig(MethodConfig, kind="dmd"):
-    """steps: network calls of the student, sampled with `consistency`. guidance: of the teacher. times: of renoising."""
+    """steps: network calls of the student, sampled with `consistency`. guidance: of the teacher. times: of renoising.
+
+    level: of the critic's loss, see `methods.denoise`.
+    """
 
     steps: int = 4
     guidance: float = 2.5
     critic_turns: int = 4
+    level: float = 0.0
     times: TimeDensity = field(default_factory=lambda: TimeDensity(uniform=1.0))
 
     def build(self, pipeline: Pipeline) -> "DMD":
@@ -58,7 +62,7 @@ class DMD(Method):
                 x = self._draw(batch)
             t = self.config.times.sample(len(batch))
             error = flow_error(self._role("critic"), x, torch.randn_like(x), t, self._role("critic").encode(batch.prompts))
-            return error.mean(), {"t": t, "loss": error.detach()}
+            return (levelled(t, self.config.level) * error).mean(), {"t": t, "loss": error.detach()}
         x = self._draw(batch)
         t = self.config.times.sample(len(batch)).clamp(0.02, 0.98)
         with torch.no_grad():

@@ -1,11 +1,66 @@
 """Where it fits: the networks. Each takes (x, t, cond) and gives a prediction of x's shape.
 
-In: one file per architecture, built from a shared vocabulary (attention, blocks, embed, cond).
+In: one file per architecture, built from a shared vocabulary (attention, blocks, embed, cond); published sizes by name (PRESETS).
 Out: noise schedules, losses, sampling, sharding, files: a model knows nothing of them.
 Gotchas: an image is a video of one frame; positions have three axes and the first idles.
 """
 
+from collections.abc import Callable
+
+from mezzotint.config import Config
+from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana, simple_uvit, unet, uvit
+from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
+from mezzotint.models.dit_air import DiTAir, DiTAirConfig
+from mezzotint.models.flux import Flux, FluxConfig
+from mezzotint.models.hidream import HiDream, HiDreamConfig
+from mezzotint.models.lumina2 import Lumina2, Lumina2Config
+from mezzotint.models.mmdit import MMDiT, MMDiTConfig
+from mezzotint.models.pixart import PixArt, PixArtConfig
+from mezzotint.models.sana import Sana, SanaConfig
+from mezzotint.models.simple_uvit import SimpleUViT, SimpleUViTConfig
+from mezzotint.models.unet import UNet, UNetConfig
+from mezzotint.models.uvit import UViT, UViTConfig
 
-__all__ = ["Cond", "DiT", "DiTConfig"]
+PRESETS: dict[str, Callable[[], Config]] = {
+    **unet.PRESETS,
+    **uvit.PRESETS,
+    **simple_uvit.PRESETS,
+    **class_dit.PRESETS,
+    **pixart.PRESETS,
+    **sana.PRESETS,
+    **mmdit.PRESETS,
+    **flux.PRESETS,
+    **lumina2.PRESETS,
+    **hidream.PRESETS,
+}
+
+__all__ = [
+    "PRESETS",
+    "ClassDiT",
+    "ClassDiTConfig",
+    "Cond",
+    "DiT",
+    "DiTAir",
+    "DiTAirConfig",
+    "DiTConfig",
+    "Flux",
+    "FluxConfig",
+    "HiDream",
+    "HiDreamConfig",
+    "Lumina2",
+    "Lumina2Config",
+    "MMDiT",
+    "MMDiTConfig",
+    "PixArt",
+    "PixArtConfig",
+    "Sana",
+    "SanaConfig",
+    "SimpleUViT",
+    "SimpleUViTConfig",
+    "UNet",
+    "UNetConfig",
+    "UViT",
+    "UViTConfig",
+]

@@ -1,12 +1,19 @@
 """What a picture is asked to be: the conditions that every denoiser takes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mezzotint.flow.path import like
+
+# Along which axis a field counts tokens: batches of unlike lengths are padded there.
+TOKENS = {"text": 1, "mask": 1, "states": 2, "states_mask": 1}
+# What is zero, or False, where a condition says nothing.
+SAID = ("text", "mask", "pooled", "states", "states_mask")
 
 
 @dataclass
@@ -14,18 +21,39 @@ class Cond:
     """A batch of conditions.
 
     text: (B, L, D) token features. mask: (B, L) bool, True where a token is real; a row of only False is a condition
-    that says nothing. pooled: (B, D) one vector for the whole text, zero where it says nothing.
+    that says nothing; None where every token is real, which spares attention the mask. pooled: (B, D) one vector for the
+    whole text, zero where it says nothing.
+
+    The rest is None for models that do not ask for it. label: (B,) int64 number of a class, -1 where it says nothing.
+    guidance: (B,) the scale that a guidance-distilled model imitates. size: (B, 2) height and width in pixels of the picture.
+    states: (B, K, L', D') hidden states of K layers of a language model; states_mask: (B, L') as mask. control: (B, C', H, W)
+    latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it was
+    resized, and top and left of its crop, in pixels.
     """
 
     text: Tensor
-    mask: Tensor
+    mask: Tensor | None
     pooled: Tensor
+    label: Tensor | None = None
+    guidance: Tensor | None = None
+    size: Tensor | None = None
+    states: Tensor | None = None
+    states_mask: Tensor | None = None
+    control: Tensor | None = None
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
 
+    @classmethod
+    def of_classes(cls, label: Tensor) -> Self:
+        """Classes (B,) without a text."""
+        nothing = torch.zeros(len(label), 0, device=label.device)
+        return cls(nothing[..., None], None, nothing, label=label)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{name: function(value) for name, value in given.items()})
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
@@ -39,19 +67,50 @@ class Cond:
         """Every row `times` times in a row."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
+    def masked(self) -> Self:
+        """The same with its masks spelled out."""
+        mask, states_mask = self.mask, self.states_mask
+        if mask is None:
+            mask = self.text.new_ones(self.text.shape[:2], dtype=torch.bool)
+        if states_mask is None and self.states is not None:
+            states_mask = self.states.new_ones(len(self), self.states.shape[2], dtype=torch.bool)
+        return replace(self, mask=mask, states_mask=states_mask)
+
     def null(self) -> Self:
-        """Conditions of the same shapes that say nothing: what guidance steps away from."""
-        return type(self)(torch.zeros_like(self.text), torch.zeros_like(self.mask), torch.zeros_like(self.pooled))
+        """Conditions of the same shapes that say nothing: what guidance steps away from. Guidance, size and control stay."""
+        whole = self.masked()
+        nothing = {name: torch.zeros_like(value) for name in SAID if (value := getattr(whole, name)) is not None}
+        return replace(whole, label=None if self.label is None else torch.full_like(self.label, -1), **nothing)
 
     def drop(self, which: Tensor) -> Self:
         """The rows where `which` (B,) is True replaced by null ones, as training for guidance needs."""
-        keep = ~which
-        return type(self)(self.text * keep[:, None, None], self.mask & keep[:, None], self.pooled * keep[:, None])
+        whole = self.masked()
+        kept = {name: value * like(~which, value) for name in SAID if (value := getattr(whole, name)) is not None}
+        return replace(whole, label=None if self.label is None else self.label.masked_fill(which, -1), **kept)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Batches one after the other; shorter texts are padded with masked tokens."""
-        length = max(part.text.shape[1] for part in parts)
-        text = [F.pad(part.text, (0, 0, 0, length - part.text.shape[1])) for part in parts]
-        mask = [F.pad(part.mask, (0, length - part.mask.shape[1])) for part in parts]
-        return cls(torch.cat(text), torch.cat(mask), torch.cat([part.pooled for part in parts]))
+        """Batches one after the other; shorter texts are padded with masked tokens.
+
+        ValueError where a condition is given in some of the batches only.
+        """
+        if len({part._lengths() for part in parts}) > 1:
+            parts = [part.masked() for part in parts]
+        joined: dict[str, Any] = {f.name: _join(f.name, [getattr(part, f.name) for part in parts]) for f in fields(cls)}
+        return cls(**joined)
+
+    def _lengths(self) -> tuple[int | None, ...]:
+        values = [(getattr(self, name), axis) for name, axis in TOKENS.items()]
+        return tuple(None if value is None else value.shape[axis] for value, axis in values)
+
+
+def _join(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    if len(given) < len(values):
+        raise ValueError(f"{name} must be given in all batches or in none, got it in {len(given)} of {len(values)}")
+    if (axis := TOKENS.get(name)) is not None:
+        length, after = max(value.shape[axis] for value in given), given[0].ndim - 1 - axis
+        given = [F.pad(value, (0, 0) * after + (0, length - value.shape[axis])) for value in given]
+    return torch.cat(given)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mezzotint import config
 from mezzotint.flow.path import Prediction
-from mezzotint.models.blocks import AdaBlock, Modulation, modulate
+from mezzotint.models.attention import with_image
+from mezzotint.models.blocks import AdaBlock, Modulation, initialise, modulate
 from mezzotint.models.cond import Cond
 from mezzotint.models.embed import TimeEmbedding, image_positions, patch_grid, patchify, rope, rope_axes, sincos_2d, unpatchify
 
@@ -64,19 +65,7 @@ class DiT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
         self.head = nn.Linear(width, patch_size)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, Modulation):
-                module.reset_parameters()
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        initialise(self, self.head)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         video = x if x.ndim == 5 else x[:, :, None]
@@ -86,7 +75,7 @@ class DiT(nn.Module):
         image = self.embed_patch(patchify(video, patch, stride)) + sincos_2d(positions, self.config.width)
         text = self.norm(self.embed_text(cond.text))
         rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.axes)
-        mask = torch.cat([cond.mask, cond.mask.new_ones(image.shape[:2])], dim=1)
+        mask = with_image(cond.mask, image)
         c = self.embed_time(t) + self.embed_pooled(cond.pooled)
 
         for block in self.blocks:

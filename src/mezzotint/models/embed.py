@@ -3,6 +3,8 @@
 B batch, N tokens, D width, F frames, H and W rows and columns, p patch side.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,28 +18,78 @@ def sinusoid(value: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-class TimeEmbedding(nn.Module):
-    """t in [0, 1] -> (B, D): a sinusoid of 1000 t through a two-layer MLP (Peebles & Xie 2023)."""
+class VectorEmbedding(nn.Sequential):
+    """(B, inputs) -> (B, D): two layers with a SiLU between, in the precision of their weights."""
 
-    def __init__(self, dim: int, frequencies: int = 256) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+    def __init__(self, inputs: int, dim: int) -> None:
+        super().__init__(nn.Linear(inputs, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, t: Tensor) -> Tensor:
-        features: Tensor = self.mlp(sinusoid(1000 * t, self.frequencies))
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = super().forward(x.to(next(self.parameters()).dtype))
         return features
 
 
-def image_positions(frames: int, rows: int, columns: int, device: torch.device) -> Tensor:
+class TextEmbedding(nn.Sequential):
+    """(B, L, inputs) -> (B, L, D): two layers with a GELU (tanh) between."""
+
+    def __init__(self, inputs: int, dim: int) -> None:
+        super().__init__(nn.Linear(inputs, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1] -> (B, D): a sinusoid of 1000 t through a two-layer MLP (Peebles & Xie 2023).
+
+    Other numbers are embedded likewise; scale: what they are multiplied by instead of 1000.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 256, scale: float = 1000) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.scale = scale
+        self.mlp = VectorEmbedding(frequencies, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        features: Tensor = self.mlp(sinusoid(self.scale * t, self.frequencies))
+        return features
+
+
+class SizeEmbedding(nn.Module):
+    """(B, 2) height and width in pixels -> (B, D): height, width and height / width, a third each (Chen et al. 2023)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 3:
+            raise ValueError(f"dim must be a multiple of 3, got {dim}")
+        self.side = TimeEmbedding(dim // 3, scale=1)
+        self.aspect = TimeEmbedding(dim // 3, scale=1)
+
+    def forward(self, size: Tensor) -> Tensor:
+        return torch.cat([self.side(size).flatten(1), self.aspect(size[:, 0] / size[:, 1])], dim=1)
+
+
+def image_positions(frames: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
     """(F H W, 3) positions (frame, row, column) of patches in reading order. A picture is a video of one frame."""
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in (frames, rows, columns)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
 
+def spanning_positions(rows: int, columns: int, span: float, device: torch.device | None = None) -> Tensor:
+    """(rows columns, 3) as `image_positions`, but row and column run from 0 to `span`, however many there are."""
+    positions = image_positions(1, rows, columns, device)
+    return positions * positions.new_tensor([1, span / rows, span / columns])
+
+
 def sincos_2d(positions: Tensor, dim: int) -> Tensor:
     """(N, 3) positions -> (N, dim) fixed features of row and column, half the channels each. The frame is left to RoPE."""
     return torch.cat([sinusoid(positions[:, 1], dim // 2), sinusoid(positions[:, 2], dim // 2)], dim=-1)
+
+
+def sincos_2d_mae(positions: Tensor, dim: int) -> Tensor:
+    """(N, 3) positions -> (N, dim): as `sincos_2d`, in the order that DiT, PixArt and SD3 have from MAE (He et al. 2021).
+
+    The column comes before the row, and sines before cosines.
+    """
+    return torch.cat([sinusoid(positions[:, axis], dim // 2).roll(dim // 4, dims=-1) for axis in (2, 1)], dim=-1)
 
 
 def rope_axes(head: int) -> tuple[int, int, int]:
@@ -75,6 +127,22 @@ def patch_grid(side: int, patch: int, stride: int) -> int:
     return (side - patch) // stride + 1
 
 
+def as_video(x: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) or (B, C, F, H, W) -> the latter. ValueError where height or width is no multiple of the patch."""
+    height, width = x.shape[-2:]
+    if height % patch or width % patch:
+        raise ValueError(f"height and width must be multiples of the patch {patch}, got {height}x{width}")
+    return x if x.ndim == 5 else x[:, :, None]
+
+
+def as_picture(x: Tensor, patch: int) -> Tensor:
+    """As `as_video`, for networks that know no time: ValueError where there is more than one frame."""
+    video = as_video(x, patch)
+    if video.shape[2] != 1:
+        raise ValueError(f"this network draws pictures, videos of one frame, got {video.shape[2]} frames")
+    return video
+
+
 def patchify(x: Tensor, patch: int, stride: int | None = None) -> Tensor:
     """(B, C, F, H, W) -> (B, F h w, p p C): patches in reading order, channels last within a patch.
 
@@ -90,3 +158,13 @@ def unpatchify(tokens: Tensor, patch: int, shape: torch.Size, stride: int | None
     columns = tokens.reshape(b * f, -1, patch * patch, c).permute(0, 3, 2, 1).flatten(1, 2)
     frames = F.fold(columns, (h, w), patch, stride=stride or patch)
     return frames.reshape(b, f, c, h, w).transpose(1, 2)
+
+
+def resample(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Learned positions (n^2, D) of a square map, for one of another size: (rows columns, D), bicubic (Dosovitskiy et al. 2021).
+
+    At rows = columns = n they are the table itself.
+    """
+    side = math.isqrt(len(table))
+    grid = table.unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    return F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)[0].flatten(1).mT

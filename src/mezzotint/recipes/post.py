@@ -50,6 +50,6 @@ def dmd(size: SizeName = "s") -> RunConfig:
     config = _continued(size, share=0.04, lr=2e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
-    config.method = DMDConfig(guidance=teacher.guidance)
+    config.method = DMDConfig(guidance=teacher.guidance, level=0.3)
     config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=STUDENT_SHIFT)
     return config

@@ -181,10 +181,10 @@ def _segment(contrast: Tensor) -> Tensor:
         nearby = _grow(nearby, line)
     part = (row > STANDS_OUT).int()
     solid = (row > STANDS_OUT) & (row > SOLID * nearby)
-    # All that the border reaches without crossing solid pixels is outside: the hole of a ring is not, nor the inside of
-    # a faint thing with a strong outline. What is left after the outside has grown into it is a core, one for each thing.
+    # All that the border reaches without crossing solid pixels, between corners that touch too, is outside: the hole of a ring is not,
+    # nor the inside of a faint thing with a strong outline. What is left after the outside has grown into it is a core, one for each thing.
     outside = F.pad(contrast.new_zeros(batch, side, side, dtype=torch.int32), (0, 2 * by, 0, 2 * by), value=1).flatten()
-    outside = _spread(outside, (~solid).int(), line, corners=False)
+    outside = _spread(outside, (~solid).int(), line)
     for _ in range(by):
         outside = _grow(outside, line)
     number = torch.arange(1, len(row) + 1, dtype=torch.int32)
@@ -205,15 +205,14 @@ def _reach(row: Tensor, step: int) -> Tensor:
     return grown
 
 
-def _grow(row: Tensor, line: int, corners: bool = True) -> Tensor:
-    """The largest value among each pixel and its neighbours, those at its corners too or not."""
-    beside = _reach(row, 1)
-    return _reach(beside, line) if corners else torch.maximum(beside, _reach(row, line))
+def _grow(row: Tensor, line: int) -> Tensor:
+    """The largest value among each pixel and its eight neighbours."""
+    return _reach(_reach(row, 1), line)
 
 
-def _spread(row: Tensor, within: Tensor, line: int, corners: bool = True) -> Tensor:
+def _spread(row: Tensor, within: Tensor, line: int) -> Tensor:
     """`_grow` within a mask of 0 and 1 until nothing changes: every connected region takes its largest value."""
-    while not torch.equal(row, grown := _grow(row, line, corners) * within):
+    while not torch.equal(row, grown := _grow(row, line) * within):
         row = grown
     return row
 

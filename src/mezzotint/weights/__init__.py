@@ -1,0 +1,10 @@
+"""Where it fits: the names and layouts that other code bases give to the same numbers.
+
+In: maps between our state dicts and published ones, one small file of rules per architecture.
+Out: reading and writing files, choosing an architecture, downloading.
+Gotchas: a map is strict both ways. A key that is left over or missing is an error that lists it, never a warning.
+"""
+
+from mezzotint.weights.names import Names, Rule, fill
+
+__all__ = ["Names", "Rule", "fill"]

@@ -1,0 +1,207 @@
+"""Maps between two sets of names for the same weights, read both ways from one list of rules.
+
+A rule says which name of ours holds the numbers of which names of theirs. In a name ``*`` stands for a block's number and is
+carried over; a name of a layer stands for its weight and its bias. Where a name fits several rules, the first one counts. Where
+the two sides cut or turn their tensors differently, the rule has a `Change`:
+
+    Rule("blocks.*.image.out", "transformer_blocks.*.attn.to_out.0")
+    Rule("blocks.*.image.qkv.linear", ("blocks.*.to_q", "blocks.*.to_k", "blocks.*.to_v"), fuse(1, 1, 1))
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Side = Literal["ours", "theirs"]
+Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A reversible rearrangement: tensors of theirs -> tensors of ours, and back."""
+
+    to_ours: Callable[[Tensors], Tensors]
+    to_theirs: Callable[[Tensors], Tensors]
+
+    @property
+    def reversed(self) -> "Change":
+        """The same with the sides exchanged."""
+        return Change(self.to_theirs, self.to_ours)
+
+
+def each(to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor]) -> Change:
+    """A change of one tensor into one."""
+    return Change(lambda parts: [to_ours(x) for x in parts], lambda parts: [to_theirs(x) for x in parts])
+
+
+def fuse(*shares: int) -> Change:
+    """Several tensors of theirs, one below the other, are one of ours; their rows are in the ratio of `shares`."""
+
+    def split(parts: Tensors) -> Tensors:
+        (whole,) = parts
+        share = len(whole) // sum(shares)
+        return whole.split([share * n for n in shares])
+
+    return Change(lambda parts: [torch.cat(list(parts))], split)
+
+
+def stack(count: int, parts: int = 1) -> Change:
+    """`count` times `parts` tensors of theirs: parts one below the other, counts along a new axis in front."""
+    return Change(
+        lambda given: [torch.cat(list(given)).unflatten(0, (count, -1))],
+        lambda given: given[0].flatten(0, 1).chunk(count * parts),
+    )
+
+
+def copies(count: int) -> Change:
+    """Theirs holds the same tensor `count` times; ours once. ValueError where the copies differ."""
+
+    def first(parts: Tensors) -> Tensors:
+        if not parts[0].is_meta and not all(torch.equal(parts[0], x) for x in parts[1:]):
+            raise ValueError(f"{count} tensors that must be copies of each other differ, of shape {tuple(parts[0].shape)}")
+        return parts[:1]
+
+    return Change(first, lambda parts: list(parts) * count)
+
+
+def _swap(x: Tensor) -> Tensor:
+    return x.roll(len(x) // 2, dims=0)
+
+
+SAME = each(lambda x: x, lambda x: x)
+SWAP = each(_swap, _swap)
+"""The two halves of the rows exchanged: (scale, shift) for (shift, scale)."""
+
+
+def conv(patch: int) -> Change:
+    """A convolution over patches (D, C, p, p) is a linear layer over them (D, p p C), channels last."""
+    return each(
+        lambda x: x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x,
+        lambda x: x.unflatten(1, (patch, patch, -1)).permute(0, 3, 1, 2) if x.ndim == 2 else x,
+    )
+
+
+def columns(patch: int) -> Change:
+    """A linear layer over patches with channels first (D, C p p) has them last (D, p p C)."""
+    return each(
+        lambda x: x.unflatten(1, (-1, patch * patch)).mT.flatten(1) if x.ndim == 2 else x,
+        lambda x: x.unflatten(1, (patch * patch, -1)).mT.flatten(1) if x.ndim == 2 else x,
+    )
+
+
+def rows(patch: int) -> Change:
+    """A linear layer to patches with channels first, rows (C p p), has them last, rows (p p C)."""
+    return each(
+        lambda x: x.unflatten(0, (-1, patch * patch)).transpose(0, 1).flatten(0, 1),
+        lambda x: x.unflatten(0, (patch * patch, -1)).transpose(0, 1).flatten(0, 1),
+    )
+
+
+def reshape(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Change:
+    """The same numbers in the same order, under another shape."""
+    return each(lambda x: x.reshape(ours), lambda x: x.reshape(theirs))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which names of ours hold the numbers of which names of theirs; see the module. One name may be given as a string."""
+
+    ours: str | tuple[str, ...]
+    theirs: str | tuple[str, ...]
+    change: Change = SAME
+
+    def side(self, side: Side) -> tuple[str, ...]:
+        """The names of one side."""
+        names = self.ours if side == "ours" else self.theirs
+        return (names,) if isinstance(names, str) else names
+
+
+@dataclass(frozen=True)
+class Move:
+    """A rule at one place: with block numbers, and for the weight or the bias."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    change: Change
+
+
+class Names:
+    """A map between our names and theirs."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = tuple(rules)
+        self._patterns: dict[Side, list[tuple[Rule, re.Pattern[str]]]] = {
+            side: [(rule, _pattern(name)) for rule in self.rules for name in rule.side(side)] for side in ("ours", "theirs")
+        }
+
+    def plan(self, names: Iterable[str], side: Side) -> list[Move]:
+        """What becomes of names of one side, in their order. Needs no tensors, so that files can be read piece by piece.
+
+        ValueError that lists the names that no rule knows, and those that a rule needs beside the given ones.
+        """
+        names = list(names)
+        moves: dict[tuple[str, ...], Move] = {}
+        left = []
+        for name in names:
+            move = self._move(name, side)
+            if move is None:
+                left.append(name)
+            else:
+                moves.setdefault(move.ours, move)
+        known, needed = set(names), [name for move in moves.values() for name in getattr(move, side)]
+        _complain(left, [name for name in needed if name not in known])
+        return list(moves.values())
+
+    def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of theirs under our names. ValueError as in `plan`."""
+        result: dict[str, Tensor] = {}
+        for move in self.plan(state, "theirs"):
+            result |= zip(move.ours, move.change.to_ours([state[name] for name in move.theirs]), strict=True)
+        return result
+
+    def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of ours under their names. ValueError as in `plan`."""
+        result: dict[str, Tensor] = {}
+        for move in self.plan(state, "ours"):
+            result |= zip(move.theirs, move.change.to_theirs([state[name] for name in move.ours]), strict=True)
+        return result
+
+    def _move(self, name: str, side: Side) -> Move | None:
+        for rule, pattern in self._patterns[side]:
+            if match := pattern.fullmatch(name):
+                *numbers, leaf = match.groups()
+                ours = tuple(_numbered(n, numbers) + leaf for n in rule.side("ours"))
+                theirs = tuple(_numbered(n, numbers) + leaf for n in rule.side("theirs"))
+                return Move(ours, theirs, rule.change)
+        return None
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], names: Names) -> None:
+    """Fill a network of ours with their weights. ValueError that lists what is missing, left over or of another shape."""
+    given, own = names.to_ours(state), net.state_dict()
+    _complain([name for name in given if name not in own], [name for name in own if name not in given])
+    shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in own}
+    wrong = [f"{name} is {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights have another shape: {', '.join(wrong)}")
+    net.load_state_dict(given)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", r"(\d+)") + r"((?:\.weight|\.bias)?)")
+
+
+def _numbered(name: str, numbers: Sequence[str]) -> str:
+    for number in numbers:
+        name = name.replace("*", number, 1)
+    return name
+
+
+def _complain(left: Sequence[str], missing: Sequence[str]) -> None:
+    parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in (("left over", left), ("missing", missing)) if names]
+    if parts:
+        raise ValueError(f"the weights do not fit this architecture; {'; '.join(parts)}")
