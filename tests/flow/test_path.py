@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from exact import Gaussian
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, SHAPES, TIMES, normal
 from torch import Tensor
 
-from mezzotint.flow import path
+from mezzotint.flow import path, solvers
 from mezzotint.flow.path import Path, Point, from_linear, from_velocity, interpolate, like, log_snr, to_linear, to_velocity
 
 KINDS = ("velocity", "data", "noise", "score", "vp_velocity")
@@ -365,3 +366,36 @@ def test_arguments_are_named_with_their_range() -> None:
         for question in (log_snr, lambda t: interpolate(x, x, t), lambda t: path.own_time(path.linear, t)):
             with pytest.raises(ValueError, match=r"t must be within \[0, 1\]"):
                 question(bad)
+
+
+def test_beyond_its_noisy_end_a_network_sees_x_of_the_spread_that_it_knows() -> None:
+    x, t, seen = normal((1, 1000), torch.float64), torch.ones(1, dtype=torch.float64), list[Tensor]()
+
+    def network(x: Tensor, u: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    path.from_discrete(network, path.scaled_linear_table(), "noise")(x, t)
+    path.from_continuous(network, path.vp_linear, "noise")(x, t)
+    path.from_continuous(network, path.edm, "data")(x, t)
+    for found, spread in zip(seen, (1.0, 1.0, math.hypot(80.0, 1.0)), strict=True):
+        assert torch.allclose(found, spread * x)
+
+
+@pytest.mark.parametrize("size", [2, 64])
+@pytest.mark.parametrize("kind", ["data", "noise", "score"])
+@pytest.mark.parametrize("name", PATHS)
+def test_gaussian_data_is_sampled_through_the_exact_network_of_every_path(name: str, kind: str, size: int) -> None:
+    data = Gaussian(size)
+
+    def network(x: Tensor, u: Tensor) -> Tensor:
+        alpha, sigma, _, _ = (like(part, x) for part in PATHS[name](u))
+        score = -(x - alpha * data.mean) / (alpha**2 * data.std**2 + sigma**2)
+        return {"score": score, "noise": -sigma * score, "data": data.mean - alpha * data.std**2 * score}[kind]
+
+    denoise = path.from_continuous(network, PATHS[name], kind)  # type: ignore[arg-type]
+    x, times = draw(4, size), torch.linspace(0.9, 0.1, 5, dtype=torch.float64)
+    *_, there = solvers.heun(denoise, x, times)
+    *_, directly = solvers.heun(data.velocity, x, times)
+    assert torch.allclose(there.x, directly.x, atol=1e-8)
+    assert float((there.x - x).norm() / x.norm()) > 0.1
