@@ -108,12 +108,14 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of (B, N, D) to a text (B, L, D). norm: across all heads, or none."""
 
-    def __init__(self, dim: int, heads: int, *, norm: bool = False, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, heads: int, *, norm: bool = False) -> None:
         super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
         self.heads = heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
-        self.norm_q, self.norm_k = (_qk_norm("width" if norm else None, heads, dim // heads, eps) for _ in range(2))
+        self.norm_q, self.norm_k = (_qk_norm("width" if norm else None, heads, dim // heads, eps=1e-5) for _ in range(2))
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
