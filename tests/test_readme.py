@@ -1,6 +1,7 @@
 """What the README says is so."""
 
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import tyro
 
 from mezzotint.cli import VERBS, TrainOptions
+from mezzotint.flow.solvers import SOLVERS
 from mezzotint.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+SAMPLING = (ROOT / "docs" / "sampling.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
 
 
@@ -47,7 +50,7 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_files_named_are_there() -> None:
     pages = [ROOT / "docs" / f"{name}.md" for name in ("conventions", "add_a_method", "add_a_model")]
-    for text in (TEXT, *(page.read_text() for page in pages)):
+    for text in (TEXT, SAMPLING, *(page.read_text() for page in pages)):
         for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
             assert (ROOT / name).exists(), name
 
@@ -61,8 +64,16 @@ def test_tests_named_in_the_conventions_are_there() -> None:
 
 
 def test_pictures_shown_are_there() -> None:
-    for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT):
-        assert (ROOT / name).is_file(), name
+    for folder, text in ((ROOT, TEXT), (ROOT / "docs", SAMPLING)):
+        for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+            assert (folder / name).is_file(), name
+
+
+def test_the_page_on_sampling_shows_what_its_command_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "draw_sampling.py"))
+    assert drawn["table"]() in SAMPLING
+    assert all(f"| `{name}` |" in SAMPLING for name in SOLVERS)
+    assert all(f">{name}</text>" in (ROOT / "docs" / "solvers.svg").read_text() for name in drawn["SHOWN"])
 
 
 def test_the_test_command_of_ci_is_the_readmes() -> None:

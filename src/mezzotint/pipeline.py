@@ -150,9 +150,10 @@ class Pipeline(nn.Module):
             if name not in vars(settings):
                 raise unknown("sampling setting", name, vars(settings))
         settings = settings.replace(**changes)
-        patch = self.config.denoiser.patch
-        if settings.size < patch or settings.size % patch:
-            raise UserError(f"size must be a multiple of {patch} pixels for this model, got {settings.size}")
+        try:
+            self.config.denoiser.grid(settings.size, settings.size)
+        except ValueError as error:
+            raise UserError(f"this model cannot draw that size: {error}") from error
         return settings
 
     def save(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:

@@ -148,6 +148,18 @@ def test_the_consistency_target_follows_the_student(pipeline: Pipeline) -> None:
     assert torch.allclose(target.denoiser.head.weight - before, torch.tensor(0.25), atol=1e-5)  # type: ignore[union-attr]
 
 
+def test_segments_end_where_the_student_steps(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, ends = ConsistencyConfig(segments=4, grid=16, shift=3.0).build(pipeline), set()
+
+    def to_end(role: Pipeline, prompts: list[str], x: torch.Tensor, t: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        ends.update(end.tolist())
+        return x
+
+    monkeypatch.setattr(method, "_to_end", to_end)
+    method.loss(WorldsConfig().build().batch(0, 16), ("student",), 0)
+    assert sorted(ends, reverse=True) == pytest.approx(grid(4, 3.0).tolist()[1:])
+
+
 def test_segments_must_divide_the_grid(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="multiple of segments"):
         ConsistencyConfig(grid=10, segments=4).build(pipeline)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mezzotint.models import Cond, DiT, DiTConfig
-from mezzotint.models.embed import patchify, rope, rotate, unpatchify
+from mezzotint.models.embed import patch_grid, patchify, rope, rotate, unpatchify
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def test_patches_know_their_place_and_any_size_works(net: DiT, cond: Cond) -> No
     out = net(x, t, cond)
     assert out.shape == x.shape
     assert not torch.allclose(net(x.flip(3), t, cond).flip(3), out, atol=1e-3)
-    with pytest.raises(ValueError, match="multiples of the patch"):
+    assert DiTConfig(width=32, heads=2, patch=4, stride=2, text_width=16).build()(x[..., :10], t, cond).shape == (2, 3, 8, 10)
+    with pytest.raises(ValueError, match="a side must be a multiple of 4"):
         net(torch.randn(2, 3, 10, 8), t, cond)
 
 
@@ -91,14 +92,14 @@ def test_patches_come_back() -> None:
     assert torch.equal(patchify(x, 4)[0, 1].unflatten(0, (4, 4, 3)), x[0, :, 0, :4, 4:8].permute(1, 2, 0))
 
 
-def test_overlapping_patches_see_the_padded_picture_and_add_up() -> None:
+def test_overlapping_patches_see_their_part_and_add_up() -> None:
     x = torch.randn(2, 3, 1, 8, 12)
-    seen = patchify(x, 4, overlap=2)
-    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
-    assert torch.equal(seen[1, 4].unflatten(0, (8, 8, 3)), padded[1, :, 0, 4:12, 4:12].permute(1, 2, 0))
+    seen = patchify(x, 4, stride=2)
+    assert seen.shape == (2, patch_grid(8, 4, 2) * patch_grid(12, 4, 2), 48)
+    assert torch.equal(seen[1, 6].unflatten(0, (4, 4, 3)), x[1, :, 0, 2:6, 2:6].permute(1, 2, 0))
     # Drawing is the transpose of seeing: <patchify(x), y> = <x, unpatchify(y)>.
     y = torch.randn_like(seen)
-    assert float((seen * y).sum()) == pytest.approx(float((x * unpatchify(y, 4, x.shape, overlap=2)).sum()), rel=1e-4, abs=1e-3)
+    assert float((seen * y).sum()) == pytest.approx(float((x * unpatchify(y, 4, x.shape, stride=2)).sum()), rel=1e-4, abs=1e-3)
 
 
 def test_rotation_depends_on_differences_of_positions_only() -> None:

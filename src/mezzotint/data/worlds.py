@@ -15,13 +15,14 @@ class WorldsConfig(config.Config, kind="worlds"):
     """size: side in pixels. split: see `worlds.splits.draw`. pairs: preference pairs, the winner in the preferred look.
 
     long_every: one batch in so many has long captions, which leave nothing out; a whole batch, so that the short
-    captions of the others are not padded to their length.
+    captions of the others are not padded to their length. coloured: share of the short captions that name colours.
     """
 
     size: int = 32
     split: str = "train"
     pairs: bool = False
     long_every: int = 5
+    coloured: float = 0.7
     seed: int = 0
 
     def build(self) -> "Worlds":
@@ -46,7 +47,7 @@ class Worlds:
         for name in names:
             rng = random.Random(name)
             scenes.append(draw(rng, self.config.split))
-            description = describe(scenes[-1], rng, long)
+            description = describe(scenes[-1], rng, long, self.config.coloured)
             if self.config.pairs:  # both pictures must be what the caption says
                 description = replace(description, style=None, light=None)
             prompts.append(write(description, rng))

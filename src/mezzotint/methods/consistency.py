@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
+from mezzotint.flow.time import shift
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
@@ -25,11 +26,16 @@ from mezzotint.pipeline import Pipeline
 
 @dataclass
 class ConsistencyConfig(MethodConfig, kind="consistency"):
-    """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights."""
+    """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights.
+
+    shift: of the grid and the segments towards noise (`flow.time.shift`); the student samples with the same. What is
+    decided in a short range of times is then left to several steps instead of one.
+    """
 
     guidance: float = 2.5
     grid: int = 32
     segments: int = 4
+    shift: float = 1.0
     decay: float = 0.95
     huber: float = 0.03
 
@@ -54,8 +60,9 @@ class Consistency(Method):
         config = self.config
         x0 = self.student.codec.encode(batch.images)
         place = torch.randperm(len(batch)) % config.grid  # every step of the grid about equally often
-        t, s = (place + 1) / config.grid, place / config.grid
-        end = place.div(config.grid // config.segments, rounding_mode="floor") / config.segments  # of this t's segment
+        segment = place.div(config.grid // config.segments, rounding_mode="floor")
+        t, s = shift((place + 1) / config.grid, config.shift), shift(place / config.grid, config.shift)
+        end = shift(segment / config.segments, config.shift)
         x_t = interpolate(x0, torch.randn_like(x0), t)
         with torch.no_grad():
             x_s = self._teacher_step(batch.prompts, x_t, t, s)

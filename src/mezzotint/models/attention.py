@@ -33,9 +33,9 @@ def with_image(mask: Tensor | None, image: Tensor) -> Tensor | None:
 class Attention(nn.Module):
     """Attention of (B, N, D) to itself and to a context (B, L, D), which is attended to but does not attend.
 
-    Queries and keys are RMS-normalised per head before rotation (Dehghani et al. 2023; Esser et al. 2024), which keeps the
-    logits bounded at any learning rate. rotation: of context and x in this order, see `embed.rope`. mask: (B, L + N) bool,
-    True for keys that may be attended.
+    Queries and keys are normalised per head before rotation, by a LayerNorm without bias (Dehghani et al. 2023), which keeps
+    the logits bounded at any learning rate. No layer has a bias: on CPUs the gradient of one costs as much as a norm.
+    rotation: of context and x in this order, see `embed.rope`. mask: (B, L + N) bool, True for keys that may be attended.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -43,11 +43,11 @@ class Attention(nn.Module):
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
         self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.norm_q = nn.RMSNorm(dim // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(dim // heads, eps=1e-6)
-        self.out = nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.norm_q = nn.LayerNorm(dim // heads, eps=1e-6, bias=False)
+        self.norm_k = nn.LayerNorm(dim // heads, eps=1e-6, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         keys = x if context is None else torch.cat([context, x], dim=1)
@@ -108,12 +108,14 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of (B, N, D) to a text (B, L, D). norm: across all heads, or none."""
 
-    def __init__(self, dim: int, heads: int, *, norm: bool = False, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, heads: int, *, norm: bool = False) -> None:
         super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
         self.heads = heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
-        self.norm_q, self.norm_k = (_qk_norm("width" if norm else None, heads, dim // heads, eps) for _ in range(2))
+        self.norm_q, self.norm_k = (_qk_norm("width" if norm else None, heads, dim // heads, eps=1e-5) for _ in range(2))
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -30,11 +30,12 @@ def gated(x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
 class MLP(nn.Sequential):
     """D -> ratio D -> D with a GELU, the exact one: on CPUs its tanh approximation takes twice as long.
 
-    Published weights were trained with the approximation ("tanh"), and ask for it.
+    Published weights were trained with the approximation ("tanh") and with biases, and ask for them.
     """
 
-    def __init__(self, dim: int, ratio: int = 4, approximate: Literal["none", "tanh"] = "none") -> None:
-        super().__init__(nn.Linear(dim, ratio * dim), nn.GELU(approximate), nn.Linear(ratio * dim, dim))
+    def __init__(self, dim: int, ratio: int = 4, approximate: Literal["none", "tanh"] = "none", bias: bool = True) -> None:
+        inner, outer = nn.Linear(dim, ratio * dim, bias=bias), nn.Linear(ratio * dim, dim, bias=bias)
+        super().__init__(inner, nn.GELU(approximate), outer)
 
 
 class SwiGLU(nn.Module):
@@ -99,11 +100,10 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.norm_mlp = nn.LayerNorm(dim)
-        self.mlp = MLP(dim)
+        self.mlp = MLP(dim, bias=False)
         for last in (self.attention.out, self.mlp[-1]):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm_attention(x), rotation, mask)
@@ -119,7 +119,7 @@ class AdaBlock(nn.Module):
         self.modulation = Modulation(dim, 6)
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.attention = Attention(dim, heads)
-        self.mlp = MLP(dim)
+        self.mlp = MLP(dim, bias=False)
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)

@@ -3,10 +3,10 @@
 Where we differ from the paper: image tokens attend to text tokens and to each other in every block, instead of a class
 label; text tokens enter each block as they left the encoder, so they cost little and no block works on them; queries and
 keys are normalised; positions are both added (fixed sin-cos) and rotated (RoPE with axes frame, row, column; text tokens
-stand at the origin and carry their order in their features); patches may overlap where they are read and where they are drawn,
-so that what lies on a border is seen and drawn whole.
+stand at the origin and carry their order in their features); patches may overlap, so that what lies on the border of one is seen and
+drawn whole by another.
 
-B batch, C channels, N image tokens, L text tokens, D width, p patch.
+B batch, C channels, N image tokens, L text tokens, D width.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,20 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import with_image
 from mezzotint.models.blocks import AdaBlock, Modulation, initialise, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.embed import TimeEmbedding, as_video, image_positions, patchify, rope, rope_axes, sincos_2d, unpatchify
+from mezzotint.models.embed import TimeEmbedding, image_positions, patch_grid, patchify, rope, rope_axes, sincos_2d, unpatchify
 
 
 @dataclass
 class DiTConfig(config.Config, kind="dit"):
-    """Sizes of a DiT. overlap: pixels by which a patch reaches over its borders. text_width: of the text features.
-
-    prediction: what the output means.
+    """Sizes of a DiT. patch: side of what a token sees and draws. stride: from one patch to the next, 0 for the patch itself;
+    where a smaller one lets them overlap, what they draw adds up. text_width: of the text features. prediction: what the output means.
     """
 
     width: int = 128
     depth: int = 6
     heads: int = 4
     patch: int = 8
-    overlap: int = 0
+    stride: int = 0
     channels: int = 3
     text_width: int = 128
     prediction: Prediction = "data"
@@ -41,9 +40,13 @@ class DiTConfig(config.Config, kind="dit"):
     def build(self) -> "DiT":
         return DiT(self)
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches. ValueError for a size that the model cannot draw."""
+        return patch_grid(height, self.patch, self.stride or self.patch), patch_grid(width, self.patch, self.stride or self.patch)
+
 
 class DiT(nn.Module):
-    """(B, C, H, W) or (B, C, F, H, W), t (B,), Cond -> prediction of the same shape. H and W are multiples of the patch.
+    """(B, C, H, W) or (B, C, F, H, W), t (B,), Cond -> prediction of the same shape. H and W are a patch and any number of strides.
 
     At initialisation the output is exactly zero and every block is the identity.
     """
@@ -52,7 +55,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.prediction = config.prediction
-        width, patch_size = config.width, (config.patch + 2 * config.overlap) ** 2 * config.channels
+        width, patch_size = config.width, config.patch**2 * config.channels
         self.axes = rope_axes(width // config.heads)
         self.embed_patch = nn.Linear(patch_size, width)
         self.embed_text = nn.Linear(config.text_width, width)
@@ -65,12 +68,11 @@ class DiT(nn.Module):
         initialise(self, self.head)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        p = self.config.patch
-        video = as_video(x, p)
+        video = x if x.ndim == 5 else x[:, :, None]
         _, _, frames, height, width = video.shape
-
-        positions = image_positions(frames, height // p, width // p, x.device)
-        image = self.embed_patch(patchify(video, p, self.config.overlap)) + sincos_2d(positions, self.config.width)
+        patch, stride = self.config.patch, self.config.stride or self.config.patch
+        positions = image_positions(frames, *self.config.grid(height, width), x.device)
+        image = self.embed_patch(patchify(video, patch, stride)) + sincos_2d(positions, self.config.width)
         text = self.norm(self.embed_text(cond.text))
         rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.axes)
         mask = with_image(cond.mask, image)
@@ -80,4 +82,4 @@ class DiT(nn.Module):
             image = block(image, c, rotation, mask, text)
 
         image = self.head(modulate(self.norm(image), *self.modulation(c)))
-        return unpatchify(image, p, video.shape, self.config.overlap).reshape(x.shape)
+        return unpatchify(image, patch, video.shape, stride).reshape(x.shape)

@@ -119,6 +119,14 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2).to(x.dtype)
 
 
+def patch_grid(side: int, patch: int, stride: int) -> int:
+    """How many patches stand along a side. ValueError where they do not end with the picture."""
+    if side < patch or (side - patch) % stride:
+        sides = f"a multiple of {patch}" if stride == patch else f"{patch} and a multiple of {stride} more"
+        raise ValueError(f"a side must be {sides} pixels, got {side}")
+    return (side - patch) // stride + 1
+
+
 def as_video(x: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) or (B, C, F, H, W) -> the latter. ValueError where height or width is no multiple of the patch."""
     height, width = x.shape[-2:]
@@ -135,22 +143,20 @@ def as_picture(x: Tensor, patch: int) -> Tensor:
     return video
 
 
-def patchify(x: Tensor, patch: int, overlap: int = 0) -> Tensor:
-    """(B, C, F, H, W) -> (B, F H/p W/p, k k C): patches in reading order, channels last within a patch.
+def patchify(x: Tensor, patch: int, stride: int | None = None) -> Tensor:
+    """(B, C, F, H, W) -> (B, F h w, p p C): patches in reading order, channels last within a patch.
 
-    A patch reaches `overlap` pixels beyond its borders on every side, k = p + 2 overlap; outside the picture it sees zeros.
+    stride: from one patch to the next, the patch itself if not given; a smaller one makes patches overlap.
     """
-    k = patch + 2 * overlap
-    x = F.pad(x, (overlap,) * 4).unfold(3, k, patch).unfold(4, k, patch)  # B C F h w k k
+    x = x.unfold(3, patch, stride or patch).unfold(4, patch, stride or patch)  # B C F h w p p
     return x.permute(0, 2, 3, 4, 5, 6, 1).flatten(4).flatten(1, 3)
 
 
-def unpatchify(tokens: Tensor, patch: int, shape: torch.Size, overlap: int = 0) -> Tensor:
+def unpatchify(tokens: Tensor, patch: int, shape: torch.Size, stride: int | None = None) -> Tensor:
     """Patches back onto a video of `shape` (B, C, F, H, W); where they overlap they add up. Without overlap, the inverse of `patchify`."""
     b, c, f, h, w = shape
-    k = patch + 2 * overlap
-    columns = tokens.reshape(b * f, -1, k * k, c).permute(0, 3, 2, 1).flatten(1, 2)
-    frames = F.fold(columns, (h, w), k, padding=overlap, stride=patch)
+    columns = tokens.reshape(b * f, -1, patch * patch, c).permute(0, 3, 2, 1).flatten(1, 2)
+    frames = F.fold(columns, (h, w), patch, stride=stride or patch)
     return frames.reshape(b, f, c, h, w).transpose(1, 2)
 
 

@@ -8,6 +8,8 @@ from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.trainer import RunConfig
 
+STUDENT_SHIFT = 3.0  # a student's four steps end at t = 0.9, 0.75, 0.5 and 0: layout is decided above 0.7
+
 
 def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
     """A later stage: so much of the pre-training's steps, by AdamW at a rate that keeps what was learned."""
@@ -37,8 +39,9 @@ def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency within four segments."""
     config = _continued(size, share=0.1, lr=2e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = ConsistencyConfig(guidance=config.pipeline.sampling.guidance, grid=16)
-    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="euler")
+    teacher = config.pipeline.sampling
+    config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, shift=STUDENT_SHIFT)
+    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="euler", shift=STUDENT_SHIFT)
     return config
 
 
@@ -46,6 +49,7 @@ def dmd(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by distribution matching."""
     config = _continued(size, share=0.04, lr=2e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = DMDConfig(guidance=config.pipeline.sampling.guidance)
-    config.pipeline.sampling = config.pipeline.sampling.replace(steps=4, guidance=1.0, solver="consistency")
+    teacher = config.pipeline.sampling
+    config.method = DMDConfig(guidance=teacher.guidance)
+    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=STUDENT_SHIFT)
     return config

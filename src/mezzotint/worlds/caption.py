@@ -41,18 +41,18 @@ BACKGROUND_WORDS = ("on a {} background", "against a {} backdrop", "on {}")
 OPENINGS = ("a picture of", "an image of", "a drawing of", "this is", "here we see")
 
 
-def describe(scene: Scene, rng: random.Random, long: bool = False) -> Description:
+def describe(scene: Scene, rng: random.Random, long: bool = False, coloured: float = 0.7) -> Description:
     """What one caption says of a scene. A long one leaves nothing out; a short one says how many of which shape,
-    more or less of colours, sizes and places, and nothing of the setting."""
+    more or less of colours (a share `coloured` of captions), sizes and places, and nothing of the setting."""
     kinds = groups(scene)
     if len(kinds) == 2 and rng.random() < 0.5:
         kinds.reverse()
-    coloured = long or rng.random() < 0.8
+    with_colour = long or rng.random() < coloured
     sized = long or rng.random() < 0.25
-    mentions = tuple(Mention(t.shape, count, t.colour if coloured else None, t.size if sized else None) for t, count in kinds)
+    mentions = tuple(Mention(t.shape, count, t.colour if with_colour else None, t.size if sized else None) for t, count in kinds)
     mentions = _merged(mentions)
     placed = None
-    if [m.count for m in mentions] == [1, 1] and (long or rng.random() < 0.7):
+    if [m.count for m in mentions] == [1, 1] and (long or rng.random() < 0.5):
         placed = relation(kinds[0][0], kinds[1][0])
     return Description(mentions, placed, *((scene.background, scene.style, scene.light) if long else ()))
 

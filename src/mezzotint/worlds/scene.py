@@ -26,7 +26,7 @@ BACKGROUNDS: dict[str, tuple[float, float, float]] = {
 }
 STYLES = ("flat", "shaded", "outlined")
 LIGHTS: dict[str, tuple[float, float]] = {"above": (0.0, -1.0), "left": (-1.0, 0.0), "right": (1.0, 0.0)}  # towards the lamp
-LOOKS = (8, 1, 1)  # how common the backgrounds, styles and lights are: like looks in found pictures, unequally
+LOOKS = (18, 1, 1)  # how common the backgrounds, styles and lights are: like looks in found pictures, unequally
 RELATIONS: dict[str, tuple[float, float]] = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 LATTICE = 4  # drawn scenes put centres at multiples of 1/4, eight pixels at 32x32: nine places, a shape looks alike at each

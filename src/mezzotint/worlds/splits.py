@@ -50,9 +50,9 @@ def _draw(rng: random.Random) -> Scene:
     """One kind of thing, one to four times, or two kinds; positions by rejection."""
     kinds = [_kind(rng) for _ in range(rng.choice((1, 1, 2, 2, 2)))]
     if len(kinds) == 1:
-        counts = [rng.choice((1, 1, 2, 3, 4))]
+        counts = [rng.randint(1, 4)]
     else:
-        counts = [1, 1] if rng.random() < 0.9 else rng.choice(([2, 1], [1, 2], [2, 2], [3, 1], [1, 3]))
+        counts = [1, 1] if rng.random() < 0.95 else rng.choice(([2, 1], [1, 2], [2, 2], [3, 1], [1, 3]))
         if kinds[0][:2] == kinds[1][:2]:
             kinds[1] = kinds[0]
     if sum(counts) > 2:
