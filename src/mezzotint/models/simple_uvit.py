@@ -34,8 +34,8 @@ class SimpleUViTConfig(config.Config, kind="simple_uvit"):
     widths: channels of the levels with convolutions, from the picture down; layers: residual blocks of each, on either way. Every
     level halves the sides. width, depth, heads, dropout: of the transformer below them. side: of its table of positions.
     condition: width of what time and class become. classes: labels from 0 to one less, 0 where the network knows none. text_width:
-    of the text features, 0 where it reads none. prediction: what the output means; the paper's networks predict the "velocity" of a
-    variance-preserving path.
+    of the text features, 0 where it reads none. The paper's networks predict the velocity of a variance-preserving path, whose
+    noise grows with the size of the picture (`flow.path.vp_shifted_cosine`).
     """
 
     widths: tuple[int, ...] = (128, 256, 512)
@@ -51,7 +51,7 @@ class SimpleUViTConfig(config.Config, kind="simple_uvit"):
     channels: int = 3
     classes: int = 1000
     text_width: int = 0
-    prediction: Prediction = "velocity"
+    prediction: Prediction = "vp_velocity"
 
     def build(self) -> "SimpleUViT":
         return SimpleUViT(self)
