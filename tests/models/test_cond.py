@@ -18,6 +18,7 @@ def whole(rows: int, length: int, states: int = 3) -> Cond:
         size=torch.full((rows, 2), 64.0),
         states=torch.randn(rows, 2, states, 6, generator=draw),
         control=torch.randn(rows, 3, 8, 8, generator=draw),
+        origin=torch.full((rows, 4), 32.0),
     )
 
 
@@ -62,7 +63,7 @@ def test_null_says_nothing_but_still_says_how() -> None:
     assert not any(x.any() for x in (null.text, null.mask, null.pooled, null.states, null.states_mask) if x is not None)
     assert null.label is not None
     assert null.label.tolist() == [-1, -1]
-    for name in ("guidance", "size", "control"):
+    for name in ("guidance", "size", "control", "origin"):
         assert torch.equal(getattr(null, name), getattr(cond, name))
     assert equal(cond.drop(torch.tensor([True, True])), null)
     half = cond.drop(torch.tensor([False, True]))

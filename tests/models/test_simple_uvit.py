@@ -38,9 +38,9 @@ class PaperSimpleUViT(Paper):
         h, maps = convolved(h, w, "embed_picture"), []
         for level in range(len(config.widths)):
             for i in range(config.layers):
-                h = self.residual(h, c, f"down.{level}.{i}")
+                h = self.residual(h, c, f"down.{level}.blocks.{i}")
                 maps.append(h)
-            h = convolved(h, w, f"smaller.{level}", stride=2)
+            h = convolved(h, w, f"down.{level}.smaller", stride=2)
         rows, columns = h.shape[2:]
         tokens = h.flatten(2).mT + resample(w["positions"], rows, columns)
         for i in range(config.depth):
@@ -50,9 +50,9 @@ class PaperSimpleUViT(Paper):
             to = maps[-1].shape[2:]
             h = h.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
             assert h.shape[2:] == to
-            h = convolved(h, w, f"larger.{level}")
+            h = convolved(h, w, f"up.{level}.larger")
             for i in range(config.layers):
-                h = self.residual(torch.cat([h, maps.pop()], dim=1), c, f"up.{level}.{i}")
+                h = self.residual(torch.cat([h, maps.pop()], dim=1), c, f"up.{level}.blocks.{i}")
         out = convolved(silu(group_norm(h, w, "norm", config.groups)), w, "head")
         return out.unflatten(1, (-1, p, p)).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
 

@@ -10,6 +10,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from parity import Parity, distance
 from torch import Tensor, nn
 
+from mezzotint.flow.path import from_discrete, scaled_linear_table
 from mezzotint.models import Cond
 from mezzotint.models.unet import ResBlock, SpatialTransformer, UNetConfig, sd15, sdxl
 from mezzotint.weights import Names, unet
@@ -92,6 +93,20 @@ class TestUNet(Parity):
         converted = convert_ldm_unet_checkpoint(prefixed, described(config))
         assert converted.keys() == expected.keys()
         assert all(torch.equal(converted[name], expected[name]) for name in expected)
+
+    def test_its_time_is_the_index_on_its_path_over_a_thousand(self, config: UNetConfig) -> None:
+        # Ours on the linear path, at the time of an index, sees the data that theirs sees at that index.
+        ours, theirs = self.pair(config)
+        x, _, cond = self.inputs(config, (8, 8))
+        table = scaled_linear_table()
+        denoise = from_discrete(lambda x, i: ours(x, i / 1000, cond), table, config.prediction)
+        for i in (0, 1, 500, 999):
+            a, b = table[i].sqrt().float(), (1 - table[i]).sqrt().float()
+            t = (b / (a + b)).expand(2)
+            with torch.no_grad():
+                eps = self.call(theirs, x, torch.full((2,), i / 1000), cond)
+                data = x / (a + b) - t[0] * denoise(x / (a + b), t)
+            assert distance(data, (x - b * eps) / a) <= 1e-5
 
     def test_what_the_network_is_told_must_be_given(self) -> None:
         x, t, cond = self.inputs(XL, (8, 8))

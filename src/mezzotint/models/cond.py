@@ -77,7 +77,7 @@ class Cond:
         return replace(self, mask=mask, states_mask=states_mask)
 
     def null(self) -> Self:
-        """Conditions of the same shapes that say nothing: what guidance steps away from. Guidance, size and control stay."""
+        """Conditions of the same shapes that say nothing: what guidance steps away from. Guidance, size, control and origin stay."""
         whole = self.masked()
         nothing = {name: torch.zeros_like(value) for name in SAID if (value := getattr(whole, name)) is not None}
         return replace(whole, label=None if self.label is None else torch.full_like(self.label, -1), **nothing)

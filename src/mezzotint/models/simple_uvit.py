@@ -34,8 +34,8 @@ class SimpleUViTConfig(config.Config, kind="simple_uvit"):
     widths: channels of the levels with convolutions, from the picture down; layers: residual blocks of each, on either way. Every
     level halves the sides. width, depth, heads, dropout: of the transformer below them. side: of its table of positions.
     condition: width of what time and class become. classes: labels from 0 to one less, 0 where the network knows none. text_width:
-    of the text features, 0 where it reads none. prediction: what the output means; the paper's networks predict the "velocity" of a
-    variance-preserving path.
+    of the text features, 0 where it reads none. The paper's networks predict the velocity of a variance-preserving path, whose
+    noise grows with the size of the picture (`flow.path.vp_shifted_cosine`).
     """
 
     widths: tuple[int, ...] = (128, 256, 512)
@@ -51,7 +51,7 @@ class SimpleUViTConfig(config.Config, kind="simple_uvit"):
     channels: int = 3
     classes: int = 1000
     text_width: int = 0
-    prediction: Prediction = "velocity"
+    prediction: Prediction = "vp_velocity"
 
     def build(self) -> "SimpleUViT":
         return SimpleUViT(self)
@@ -78,6 +78,37 @@ class FilmResBlock(nn.Module):
         h = self.norm_out(self.conv_in(F.silu(self.norm_in(x))))
         out: Tensor = self.skip(x) + self.conv_out(F.silu(torch.addcmul(shift, h, 1 + scale)))
         return out
+
+
+class FilmDown(nn.Module):
+    """Residual blocks of a level, then half the size: the maps that the way up reads again, and what goes on down."""
+
+    def __init__(self, config: SimpleUViTConfig, width: int, below: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(FilmResBlock(width, width, config.condition, config.groups) for _ in range(config.layers))
+        self.smaller = nn.Conv2d(width, below, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps = []
+        for block in self.blocks:
+            x = block(x, c)
+            maps.append(x)
+        return maps, self.smaller(x)
+
+
+class FilmUp(nn.Module):
+    """Twice the size, then residual blocks, each of which takes a map that it reads again off the end of `maps`."""
+
+    def __init__(self, config: SimpleUViTConfig, width: int, below: int) -> None:
+        super().__init__()
+        self.larger = nn.Conv2d(below, width, 3, padding=1)
+        self.blocks = nn.ModuleList(FilmResBlock(2 * width, width, config.condition, config.groups) for _ in range(config.layers))
+
+    def forward(self, x: Tensor, maps: list[Tensor], c: Tensor) -> Tensor:
+        x = self.larger(F.interpolate(x, maps[-1].shape[2:], mode="nearest"))
+        for block in self.blocks:
+            x = block(torch.cat([x, maps.pop()], dim=1), c)
+        return x
 
 
 class FilmMLP(nn.Module):
@@ -134,24 +165,18 @@ class SimpleUViT(nn.Module):
         super().__init__()
         self.config = config
         self.prediction = config.prediction
-        widths, condition, pixels = config.widths, config.condition, config.patch**2 * config.channels
-        below = (*widths[1:], config.width)
-        self.embed_picture = nn.Conv2d(pixels, widths[0], 3, padding=1)
+        condition, pixels = config.condition, config.patch**2 * config.channels
+        levels = list(zip(config.widths, (*config.widths[1:], config.width), strict=True))
+        self.embed_picture = nn.Conv2d(pixels, config.widths[0], 3, padding=1)
         self.embed_time = TimeEmbedding(condition)
         self.embed_label = nn.Embedding(config.classes + 1, condition) if config.classes else None  # the last row is no class
-        self.down = nn.ModuleList(self._level(width, width) for width in widths)
-        self.smaller = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, below, strict=True))
+        self.down = nn.ModuleList(FilmDown(config, width, below) for width, below in levels)
         self.positions = nn.Parameter(0.01 * torch.randn(config.side**2, config.width))
         self.transformer = nn.ModuleList(SimpleUViTBlock(config) for _ in range(config.depth))
-        self.larger = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths[::-1], below[::-1], strict=True))
-        self.up = nn.ModuleList(self._level(2 * width, width) for width in widths[::-1])
-        self.norm = nn.GroupNorm(config.groups, widths[0])
-        self.head = nn.Conv2d(widths[0], pixels, 3, padding=1)
+        self.up = nn.ModuleList(FilmUp(config, width, below) for width, below in reversed(levels))
+        self.norm = nn.GroupNorm(config.groups, config.widths[0])
+        self.head = nn.Conv2d(config.widths[0], pixels, 3, padding=1)
         zero(self.head)
-
-    def _level(self, channels: int, out: int) -> nn.ModuleList:
-        config = self.config
-        return nn.ModuleList(FilmResBlock(channels, out, config.condition, config.groups) for _ in range(config.layers))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -163,13 +188,11 @@ class SimpleUViT(nn.Module):
         picture = as_picture(x, p)[:, :, 0]
         c = F.silu(self._condition(t, cond))
 
-        h, maps = self.embed_picture(F.pixel_unshuffle(picture, p)), []
-        for level, smaller in zip(self.down, self.smaller, strict=True):
-            assert isinstance(level, nn.ModuleList)
-            for block in level:
-                h = block(h, c)
-                maps.append(h)
-            h = smaller(h)
+        h = self.embed_picture(F.pixel_unshuffle(picture, p))
+        maps: list[Tensor] = []
+        for level in self.down:
+            seen, h = level(h, c)
+            maps += seen
 
         rows, columns = h.shape[-2:]
         tokens = h.flatten(2).mT + resample(self.positions, rows, columns)
@@ -177,11 +200,8 @@ class SimpleUViT(nn.Module):
             tokens = block(tokens, c, cond.text, cond.mask)
         h = tokens.mT.unflatten(2, (rows, columns))
 
-        for level, larger in zip(self.up, self.larger, strict=True):
-            assert isinstance(level, nn.ModuleList)
-            h = larger(F.interpolate(h, maps[-1].shape[2:], mode="nearest"))
-            for block in level:
-                h = block(torch.cat([h, maps.pop()], dim=1), c)
+        for level in self.up:
+            h = level(h, maps, c)
 
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), p).reshape(x.shape)
 

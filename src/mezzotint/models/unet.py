@@ -1,12 +1,12 @@
 """The UNet of latent diffusion (Rombach et al. 2022), as Stable Diffusion 1.5 and SDXL (Podell et al. 2023) have it.
 
-Residual blocks at three or four resolutions, with spatial transformers that read the text at the coarser ones. What is seen on
-the way down is read again on the way up. SDXL is told the pooled text, the picture's size and where it was cut from, too.
+Residual blocks at three or four resolutions, and at some of them spatial transformers that read the text. What is seen on the way
+down is read again on the way up. SDXL is told the pooled text, the picture's size and where it was cut from, too.
 
-Where we differ: the time is t = i / 1000 with i the (fractional) index into the 1,000 steps of the variance-preserving path that
-the published networks know; whoever knows that path finds t (`flow.path.from_discrete`). Text has a mask. The published code has
-none, and attends to padding: that is a mask of None. Any height and width will do: on the way up a map takes the size of the one
-it is joined with, as diffusers has it.
+Where we differ: the time is t = i / 1000, with i the (fractional) index into the 1,000 steps of the path that the published networks
+know. A network knows no path; the code that knows one reads the network through `flow.path.from_discrete`. Text has a mask. The
+published code has none, and attends to padding: that is a mask of None. Any height and width will do: on the way up a map takes
+the size of the one it is joined with, as diffusers has it.
 
 B batch, C channels, N image tokens (height times width), L text tokens, D width, E width of the time.
 """
@@ -38,8 +38,8 @@ class UNetConfig(config.Config, kind="unet"):
     are none; middle: in the one at the bottom. heads: of the attention at every level. layers: residual blocks of a level on the
     way down; there is one more on the way up. groups: of the group norms. text_width: of the text features. pooled_width: of the
     pooled text; a network that has one is told the picture's size and origin, too, and 0 stands for neither. linear: whether files
-    keep the projections around transformers as linear layers, or as 1 x 1 convolutions; the numbers are the same. The published
-    networks predict the noise of a variance-preserving path.
+    keep the projections around transformers as linear layers, or as 1 x 1 convolutions; the numbers are the same. The networks
+    named here predict the noise of a variance-preserving path; others of this form, its velocity ("vp_velocity").
     """
 
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
