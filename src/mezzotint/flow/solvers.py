@@ -393,7 +393,8 @@ def kl(mean: Tensor, reference: Tensor, std: Tensor) -> Tensor:
 def consistency(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Generators = None) -> Iterator[Step]:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1): jump to data, add fresh noise, jump again.
 
-    For networks whose x - t v is already the end of the path. Stochastic from the second step on.
+    For networks whose x - t v is already the end of the path. Stochastic from the second step on. With any other network it takes a
+    mean for a sample at every step, so that it narrows the distribution at any number of steps; but all errors of earlier steps are forgotten.
     """
     x, times = _begin(x, times)
     ts, ss = times[:-1], times[1:]

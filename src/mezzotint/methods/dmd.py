@@ -22,20 +22,22 @@ from mezzotint.flow.time import TimeDensity, grid
 from mezzotint.methods.denoise import flow_error, levelled
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.models import Cond
-from mezzotint.pipeline import Pipeline
+from mezzotint.pipeline import Pipeline, load
 
 
 @dataclass
 class DMDConfig(MethodConfig, kind="dmd"):
     """steps: network calls of the student, sampled with `consistency`. guidance: of the teacher. times: of renoising.
 
-    level: of the critic's loss, see `methods.denoise`.
+    level: of the critic's loss, see `methods.denoise`. teacher: a pipeline as `load` takes it, from which the critic starts, too; none
+    stands for the student at the start. A student that was distilled before by other means then goes on here.
     """
 
     steps: int = 4
     guidance: float = 2.5
     critic_turns: int = 4
     level: float = 0.0
+    teacher: str = ""
     times: TimeDensity = field(default_factory=lambda: TimeDensity(uniform=1.0))
 
     def build(self, pipeline: Pipeline) -> "DMD":
@@ -47,10 +49,11 @@ class DMD(Method):
 
     def __init__(self, config: DMDConfig, pipeline: Pipeline) -> None:
         self.config = config
+        teacher = load(config.teacher) if config.teacher else copy.deepcopy(pipeline)
         self.roles = {
             "student": Role(pipeline, averaged=True),
-            "teacher": Role(copy.deepcopy(pipeline), trained=False),
-            "critic": Role(copy.deepcopy(pipeline)),
+            "teacher": Role(teacher, trained=False),
+            "critic": Role(copy.deepcopy(teacher)),
         }
 
     def turns(self, step: int) -> Sequence[Turn]:

@@ -55,7 +55,7 @@ def worlds(size: SizeName = "s") -> RunConfig:
         pipeline=PipelineConfig(
             text=ByteEncoderConfig(width=s.text, heads=s.text // HEAD),
             denoiser=DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, patch=PATCH, stride=STRIDE, text_width=s.text),
-            sampling=Sampling(size=s.image, guidance=2.0, solver="dpmpp_2m_sde", steps=30),
+            sampling=Sampling(size=s.image, guidance=2.0, solver="consistency", steps=30, shift=2.0),
         ),
         data=WorldsConfig(size=s.image),
         method=DenoiseConfig(level=0.3, detail=1.0, times=TimeDensity(mean=1.2, uniform=0.1)),
