@@ -394,7 +394,7 @@ def consistency(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Genera
     """Multistep consistency sampling (Song et al. 2023, algorithm 1): jump to data, add fresh noise, jump again.
 
     For networks whose x - t v is already the end of the path. Stochastic from the second step on. With any other network it takes a
-    mean for a sample at every step, so that it narrows the distribution at any number of steps; but all errors of earlier steps are forgotten.
+    mean for a sample at every step, so that it narrows the distribution at any number of steps, and forgets its earlier errors.
     """
     x, times = _begin(x, times)
     ts, ss = times[:-1], times[1:]
