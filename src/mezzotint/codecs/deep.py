@@ -6,9 +6,9 @@ levels blocks are convolutions, at the coarser ones linear attention at several 
 (EfficientViT, Cai et al. 2022). There is no distribution: a picture has one z.
 
 What to know of the published network: sides are halved by convolutions with a stride and doubled by nearest neighbours, where the paper
-has pixel shuffles. Rows of its queries, keys and values are in turns of one head, (head, which, d), and diffusers cuts them into
-thirds that it calls by those names. Where a map has fewer places than a head has channels, it computes the same attention over pairs
-of places; we always sum over keys first.
+has pixel shuffles. The rows of its projection go head by head, query, key and value of each in turn; diffusers cuts them into thirds
+and calls these to_q, to_k and to_v, which they are not. Where a map has no more places than a head has channels, diffusers computes the
+same attention over pairs of places; here keys are always summed first.
 
 Where we differ: nothing that changes a number. The paper's own networks (pixel shuffles and batch norms) are not here.
 
@@ -262,6 +262,8 @@ def _check(config: DeepConfig) -> None:
         raise ValueError(f"channels must divide the last of the widths, {last}, got {config.channels}")
     if any(width % config.head for width in config.widths[levels - config.attending :]):
         raise ValueError(f"head must divide the widths of levels with attention, got {config.head}")
+    if any(kernel % 2 == 0 for kernel in config.kernels):
+        raise ValueError(f"kernels must be odd, got {config.kernels}")
 
 
 def sana() -> DeepConfig:

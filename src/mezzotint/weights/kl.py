@@ -17,7 +17,7 @@ def diffusers(config: KLConfig) -> Names:
 
 
 def diffusers_old(config: KLConfig) -> Names:
-    """diffusers' AutoencoderKL with the names of the attention that it had until 0.16, and that files of SD 1.x still have."""
+    """diffusers' AutoencoderKL with the first names of its attention, which files of Stable Diffusion 1.x still have."""
     return _diffusers(ATTENTION_OLD)
 
 
