@@ -1,9 +1,18 @@
 """Where it fits: pixels to latents and back, for the pipeline and for training.
 
-In: the identity. Out: training losses and critics of learned codecs.
+In: the identity, and learned codecs, one file each; published sizes by name (PRESETS). Out: their training losses and critics.
 Gotchas: latents leave a codec already normalised; nobody else scales them.
 """
 
-from mezzotint.codecs.identity import Identity, IdentityConfig
+from collections.abc import Callable
 
-__all__ = ["Identity", "IdentityConfig"]
+from mezzotint.codecs import deep, kl
+from mezzotint.codecs.codec import Codec
+from mezzotint.codecs.deep import Deep, DeepConfig
+from mezzotint.codecs.identity import Identity, IdentityConfig
+from mezzotint.codecs.kl import KL, KLConfig
+from mezzotint.config import Config
+
+PRESETS: dict[str, Callable[[], Config]] = {**kl.PRESETS, **deep.PRESETS}
+
+__all__ = ["KL", "PRESETS", "Codec", "Deep", "DeepConfig", "Identity", "IdentityConfig", "KLConfig"]

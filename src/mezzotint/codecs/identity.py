@@ -18,6 +18,8 @@ class IdentityConfig(config.Config, kind="identity"):
 class Identity(nn.Module):
     """Encodes and decodes (B, C, H, W) in [-1, 1] to itself. Decoding clamps: a picture has no values beyond."""
 
+    factor = 1
+
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture of (height, width)."""
         return 3, *size
