@@ -8,8 +8,6 @@ from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.trainer import RunConfig
 
-STUDENT_SHIFT = 3.0  # a student's four steps end at t = 0.9, 0.75, 0.5 and 0: layout is decided above 0.7
-
 
 def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
     """A later stage: so much of the pre-training's steps, by AdamW at a rate that keeps what was learned."""
@@ -36,20 +34,20 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 
 def consistency(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by consistency within four segments."""
+    """Distillation to four steps by consistency; noise is drawn anew between them."""
     config = _continued(size, share=0.1, lr=2e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
-    config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, shift=STUDENT_SHIFT)
-    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="euler", shift=STUDENT_SHIFT)
+    config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, segments=1, shift=3.0)
+    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=1.5)
     return config
 
 
 def dmd(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by distribution matching."""
-    config = _continued(size, share=0.04, lr=2e-4)
+    config = _continued(size, share=0.06, lr=1e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
-    config.method = DMDConfig(guidance=teacher.guidance, level=0.3)
-    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=STUDENT_SHIFT)
+    config.method = DMDConfig(guidance=teacher.guidance, critic_turns=2, level=0.3)
+    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=3.0)
     return config
