@@ -20,16 +20,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mezzotint import config
 
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
-
+LEAF = re.compile(r"\.(lora_[AB]\.weight|alpha|lora_magnitude_vector)$")
 # What turns the condition into shifts, scales and gates, or tokens over to experts.
 CONDITION = re.compile(r"(.*\.)?(modulation\.linear|film|time|gate)")
 
@@ -67,22 +65,19 @@ def add(module: nn.Module, config: LoRAConfig, name: str = "default") -> None:
 def load(module: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
     """An adapter with the weights of `state` beside those that are there; else as `add`.
 
-    ValueError where the network has no such layer, or one of another size.
+    ValueError where the network has no such layer or one of another size, or where a layer lacks a tensor; it lists them all.
     """
-    ranks = {_layer(key): len(x) for key, x in state.items() if key.endswith(".lora_A.weight")}
-    known = layers(module)
-    if strange := sorted({_layer(key) for key in state} - (ranks.keys() & known.keys())):
-        raise ValueError(f"{len(strange)} layers of the adapter are none of the network's, or lack their A: {', '.join(strange)}")
-    alphas = {layer: float(state[f"{layer}.alpha"]) for layer in ranks}
-    _check_name(module, name)
-    _inject(module, adapter_config(ranks, alphas, any(key.endswith(".lora_magnitude_vector") for key in state)), name)
-    own = {key: x for key, x in _tensors(module, name).items() if isinstance(x, nn.Parameter)}
-    wrong = [key for key, x in own.items() if key not in state or state[key].shape != x.shape]
-    if wrong:
-        remove(module, name)
-        raise ValueError(f"{len(wrong)} tensors of the adapter are missing or have another shape: {', '.join(wrong)}")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, x in state.items():
+        layer = LEAF.sub("", key)
+        parts.setdefault(layer, {})[key[len(layer) + 1 :]] = x
+    known, dora = layers(module), any("lora_magnitude_vector" in part for part in parts.values())
+    if wrong := [layer for layer, part in parts.items() if layer not in known or not _fits(part, known[layer].weight, dora)]:
+        raise ValueError(f"{len(wrong)} layers of the adapter are not the network's, or of another size: {', '.join(wrong)}")
+    ranks = {layer: len(part["lora_A.weight"]) for layer, part in parts.items()}
+    _inject(module, adapter_config(ranks, {layer: float(part["alpha"]) for layer, part in parts.items()}, dora), name)
     with torch.no_grad():
-        for key, x in own.items():
+        for key, x in _tensors(module, name).items():
             x.copy_(state[key])
 
 
@@ -142,7 +137,9 @@ def layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def adapter_config(ranks: Mapping[str, int], alphas: Mapping[str, float], dora: bool) -> dict[str, Any]:
-    """peft's description of an adapter, as JSON-ready data, from the rank and the alpha of every layer."""
+    """peft's description of an adapter, as JSON-ready data, from the rank and the alpha of every layer; there must be one."""
+    if not ranks:
+        raise ValueError("an adapter must have at least one layer")
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     return {
         "peft_type": "LORA",
@@ -183,7 +180,8 @@ def _inject(module: nn.Module, settings: dict[str, Any], name: str) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
-    _check_name(module, name)
+    if name in names(module):
+        raise ValueError(f"name must be a new one: the network has an adapter {name!r}; remove it first, or call this one otherwise")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what we want
         inject_adapter_in_model(LoraConfig(**{key: x for key, x in settings.items() if key != "peft_type"}), module, name)
@@ -209,7 +207,8 @@ def _tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _wrapped(module: nn.Module) -> "dict[str, LoraLayer]":
+def _wrapped(module: nn.Module) -> dict[str, Any]:
+    """peft's layers around ours."""
     from peft.tuners.lora import LoraLayer
 
     return {path: layer for path, layer in module.named_modules() if isinstance(layer, LoraLayer)}
@@ -220,14 +219,14 @@ def _put(module: nn.Module, path: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, layer)
 
 
-def _layer(key: str) -> str:
-    """The layer of a tensor of a state."""
-    return re.sub(r"\.(lora_[AB]\.weight|alpha|lora_magnitude_vector)$", "", key)
-
-
-def _check_name(module: nn.Module, name: str) -> None:
-    if name in names(module):
-        raise ValueError(f"name must be a new one: the network has an adapter {name!r}; remove it first, or call this one otherwise")
+def _fits(part: Mapping[str, Tensor], weight: Tensor, dora: bool) -> bool:
+    """Is this the whole state of a layer with this weight?"""
+    (rows, *inputs), kernel = weight.shape, [1] * (weight.ndim - 2)
+    rank = len(part.get("lora_A.weight", ()))
+    shapes = {"lora_A.weight": [rank, *inputs], "lora_B.weight": [rows, rank, *kernel], "alpha": []}
+    if dora:
+        shapes["lora_magnitude_vector"] = [1, rows, *kernel] if kernel else [rows]
+    return {leaf: list(x.shape) for leaf, x in part.items()} == shapes
 
 
 def _known(module: nn.Module, name: str) -> None:

@@ -27,10 +27,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -90,7 +91,7 @@ class LowRank:
 
     def folded(self) -> "LowRank":
         """The same change with an alpha that is the rank."""
-        return replace(self, B=self.B * self.scale, alpha=float(self.rank))
+        return replace(self, B=_times(self.B, self.scale), alpha=float(self.rank))
 
     def named(self, layer: str, leaves: tuple[str, str, str]) -> dict[str, Tensor]:
         """Its tensors in a file."""
@@ -118,13 +119,16 @@ def read(path: Path, config: Any) -> tuple[dict[str, Tensor], Header]:
     weights = path / "adapter_model.safetensors" if path.is_dir() else path
     if weights.suffix != ".safetensors":
         raise ValueError(f"path must be a .safetensors file or a folder with adapter_model.safetensors, got {path}")
-    with safe_open(weights, "pt") as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    settings = {}
+    try:
+        with safe_open(weights, "pt") as file:
+            tensors, header = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"path must be a safetensors file, and {weights} is damaged or none: {error}") from error
+    settings = json.loads(header.pop(ADAPTER_HEADER, "{}"))
+    prefix = _prefix(config, "diffusers")
+    settings = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
     if path.is_dir():
         settings = json.loads((path / "adapter_config.json").read_text())
-    elif ADAPTER_HEADER in header:
-        settings = json.loads(header.pop(ADAPTER_HEADER))
     return to_ours(tensors, config, settings), header
 
 
@@ -162,7 +166,7 @@ def to_ours(tensors: Mapping[str, Tensor], config: Any, settings: Mapping[str, A
     settings: peft's description of the adapter, if there is one. An alpha that is told neither there nor beside the layer is the rank.
     """
     dialect = dialect_of(tensors)
-    given = _parsed(tensors, _alpha(settings or {}))
+    given = _parsed(tensors, _alpha(settings or {}, _prefix(config, dialect)))
     candidates = [_moves(config, dialect, names) for names in _published(config, dialect)]
     moves, sizes = max(candidates, key=lambda candidate: len(given.keys() & candidate[1].keys()))
     carried = _carried(given, moves, sizes, "theirs")
@@ -185,8 +189,8 @@ def to_theirs(state: Mapping[str, Tensor], config: Any, dialect: Dialect) -> tup
     return tensors, adapter_config({k: pair.rank for k, pair in bare.items()}, {k: pair.alpha for k, pair in bare.items()}, dora)
 
 
-def _one(*names: Callable[[Any], Names]) -> Callable[[Any], list[Names]]:
-    return lambda config: [make(config) for make in names]
+def _one(make: Callable[[Any], Names]) -> Callable[[Any], list[Names]]:
+    return lambda config: [make(config)]
 
 
 def _kohya_unet(config: UNetConfig) -> list[Names]:
@@ -213,8 +217,7 @@ def _published(config: Any, dialect: Dialect) -> list[Names | None]:
     if dialect == "peft":
         return [None, *(known["diffusers"](config) if known else [])]
     if dialect not in known:
-        dialects = ", ".join(["peft", *known])
-        raise ValueError(f"dialect must be one in which adapters of {config.kind} are known, {dialects}; got {dialect!r}")
+        raise ValueError(f"the names of {config.kind} in the dialect {dialect!r} are not known here; known: {', '.join(['peft', *known])}")
     return list(known[dialect](config))
 
 
@@ -232,7 +235,8 @@ def _moves(config: Any, dialect: Dialect, names: Names | None) -> tuple[list[Mov
         layer = key.removesuffix(".weight")
         return _prefix(config, dialect) + (layer.replace(".", "_") if dialect == "kohya" else layer)
 
-    moves, sizes = [], {}
+    moves: list[Move] = []
+    sizes: Shapes = {}
     for move in plan:
         ours, theirs = tuple(key.removesuffix(".weight") for key in move.ours), tuple(map(spelt, move.theirs))
         moves.append(Move(ours, theirs, move.change))
@@ -242,16 +246,14 @@ def _moves(config: Any, dialect: Dialect, names: Names | None) -> tuple[list[Mov
     return moves, sizes
 
 
-def _alpha(settings: Mapping[str, Any]) -> Alpha:
-    """What peft's description says of a layer; see its `get_pattern_key`. diffusers puts a prefix before every field."""
-    fields = {key.split(".", 1)[-1]: value for key, value in settings.items()}
+def _alpha(settings: Mapping[str, Any], prefix: str = "") -> Alpha:
+    """What peft's description says of a layer: the first pattern that fits its name or the end of it, or what is said of all."""
+    patterns = settings.get("alpha_pattern") or {}
 
     def alpha(layer: str, rank: int) -> float:
-        name = layer.removeprefix(next((p for prefixes in PREFIXES.values() for p in prefixes if layer.startswith(p)), ""))
-        patterns = fields.get("alpha_pattern") or {}
-        found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-        value = float(next(found, fields.get("lora_alpha", rank)))
-        return value * rank**0.5 if fields.get("use_rslora") else value
+        found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer.removeprefix(prefix)))
+        value = float(next(found, settings.get("lora_alpha", rank)))
+        return value * rank**0.5 if settings.get("use_rslora") else value
 
     return alpha
 
@@ -291,7 +293,7 @@ def _carried(given: Adapters, moves: Sequence[Move], sizes: Shapes, side: Side) 
         if any(part is not None for part in parts):
             change = move.change.reversed if side == "ours" else move.change
             try:
-                turned = _turned(parts, change, [sizes[layer][0] for layer in here])
+                turned = carry(parts, change, [sizes[layer][0] for layer in here])
             except ValueError as error:
                 raise ValueError(f"{', '.join(here)} cannot become {', '.join(there)}: {error}") from error
             carried |= {layer: pair for layer, pair in zip(there, turned, strict=True) if pair is not None}
@@ -304,7 +306,7 @@ def _fits(pair: LowRank, size: torch.Size) -> bool:
     return long and pair.B.shape == (rows, pair.rank) and pair.A.numel() == pair.rank * inputs
 
 
-def _turned(parts: Sequence[LowRank | None], change: Change, rows: Sequence[int]) -> list[LowRank | None]:
+def carry(parts: Sequence[LowRank | None], change: Change, rows: Sequence[int]) -> list[LowRank | None]:
     """What a change of weights (to_ours) makes of their adapters. rows: of every weight; None: a layer without an adapter."""
     given = [part for part in parts if part is not None]
     if change.moves is None:
@@ -312,14 +314,12 @@ def _turned(parts: Sequence[LowRank | None], change: Change, rows: Sequence[int]
     if change.moves == "columns":
         (pair,) = given
         return [replace(pair, A=change.to_ours([pair.A])[0])]
-    lengths: Sequence[Tensor | None] = [None]
-    if magnitudes := [part.magnitude for part in given if part.magnitude is not None]:
-        if len(magnitudes) < len(parts):
-            raise ValueError("either all of them are a DoRA or none")
-        lengths = change.to_ours(magnitudes)
+    magnitudes = [part.magnitude for part in given if part.magnitude is not None]
+    if 0 < len(magnitudes) < len(parts):
+        raise ValueError("either all of them are a DoRA or none")
     scale, a, blocks = _joined(parts, rows)
     turned = change.to_ours(blocks)
-    lengths = lengths if magnitudes else [None] * len(turned)
+    lengths: Sequence[Tensor | None] = change.to_ours(magnitudes) if magnitudes else [None] * len(turned)
     pairs = [LowRank(a, b, scale * len(a), m) for b, m in zip(turned, lengths, strict=True)]
     return _trimmed(pairs) if len(pairs) > 1 else list(pairs)
 
@@ -332,12 +332,19 @@ def _joined(parts: Sequence[LowRank | None], rows: Sequence[int]) -> tuple[float
     a = first if shared else torch.cat([part.A for part in given])
     blocks, start = [], 0
     for part, count in zip(parts, rows, strict=True):
-        block = a.new_zeros(count, len(a))
-        if part is not None:
-            block[:, start : start + part.rank] = part.B if part.scale == scale else part.B * (part.scale / scale)
+        if part is None:
+            blocks.append(given[0].B.new_zeros(count, len(a)))
+        else:
+            blocks.append(F.pad(_times(part.B, part.scale / scale if scale else 1.0), (start, len(a) - start - part.rank)))
             start += 0 if shared else part.rank
-        blocks.append(block)
     return scale, a, blocks
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    """In float32 where its own type cannot hold the product."""
+    exact = x.float() * factor
+    short = exact.to(x.dtype)
+    return short if torch.equal(short.float(), exact) else exact
 
 
 def _trimmed(pairs: Sequence[LowRank]) -> list[LowRank | None]:
