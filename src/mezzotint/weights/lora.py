@@ -8,6 +8,9 @@
   original names, SDXL too, SD 1.5 under diffusers'.
 - ``comfyui``: "diffusion_model.X.lora_A.weight" and "alpha", under the original names.
 
+FLUX, SD3 and the UNets have all four. PixArt, SANA, Lumina 2 and HiDream have the first two, since `weights` knows no original names
+of theirs; networks that nobody else has, the first. Adapters of text encoders are not read: their keys are left over, an error.
+
 **Layers that one side keeps as one and the other as several.** A rule of `weights.names` says how the tensors of a layer are
 rearranged, and its change says whether it moves rows or columns. The rows of B A are those of B, and its columns those of A: a
 change of rows is done to B, a change of columns (a convolution over patches, its channels) to A. From this follows:
@@ -99,9 +102,9 @@ class LowRank:
         a, b, magnitude = (f"{layer}.{leaf}" for leaf in leaves)
         tensors = {a: self.A, b: self.B.reshape(*self.B.shape, *kernel), f"{layer}.alpha": torch.tensor(self.alpha)}
         if self.magnitude is not None:
-            # peft keeps a convolution's with an axis in front, others one number a row of the weight
-            shape = (1, -1, *kernel) if leaves == OWN and kernel else (-1,) if leaves == OWN else (-1, 1, *kernel)
-            tensors[magnitude] = self.magnitude.reshape(shape)
+            # Others keep one number a row of the weight; peft a vector, or with a convolution one number a channel of a picture.
+            own = (1, -1, *kernel) if kernel else (-1,)
+            tensors[magnitude] = self.magnitude.reshape(own if leaves == OWN else (-1, 1, *kernel))
         return tensors
 
 
@@ -124,11 +127,12 @@ def read(path: Path, config: Any) -> tuple[dict[str, Tensor], Header]:
             tensors, header = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"path must be a safetensors file, and {weights} is damaged or none: {error}") from error
-    settings = json.loads(header.pop(ADAPTER_HEADER, "{}"))
-    prefix = _prefix(config, "diffusers")
-    settings = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+    told = json.loads(header.pop(ADAPTER_HEADER, "{}"))
     if path.is_dir():
         settings = json.loads((path / "adapter_config.json").read_text())
+    else:  # a prefix tells the parts of a pipeline apart
+        prefix = _prefix(config, "diffusers")
+        settings = {key.removeprefix(prefix): value for key, value in told.items() if key.startswith(prefix)}
     return to_ours(tensors, config, settings), header
 
 
@@ -137,17 +141,17 @@ def write(path: Path, state: Mapping[str, Tensor], config: Any, dialect: Dialect
 
     header: kept in the file, as `read` gave it. ValueError where no files of this architecture are known in this dialect.
     """
-    folder = dialect == "peft"
-    if not folder and path.suffix != ".safetensors":
+    weights = path / "adapter_model.safetensors" if dialect == "peft" else path
+    if weights.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
     tensors, settings = to_theirs(state, config, dialect)
     about = {"format": "pt", **(header or {})}
     if dialect == "diffusers":
         about[ADAPTER_HEADER] = json.dumps({f"{_prefix(config, dialect)}{key}": value for key, value in settings.items()})
-    (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
-    if folder:
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    if dialect == "peft":
         (path / "adapter_config.json").write_text(json.dumps(settings, indent=2))
-    save_file(tensors, path / "adapter_model.safetensors" if folder else path, about)
+    save_file(tensors, weights, about)
 
 
 def dialect_of(keys: Iterable[str]) -> Dialect:
@@ -180,10 +184,11 @@ def to_theirs(state: Mapping[str, Tensor], config: Any, dialect: Dialect) -> tup
     carried = _carried(given, moves, sizes, "ours")
     if dialect == "diffusers":
         carried = {layer: pair.folded() for layer, pair in carried.items()}
-    told = dialect in ("kohya", "comfyui")
     tensors = {key: x for layer, pair in carried.items() for key, x in pair.named(layer, LEAVES[dialect]).items()}
+    if dialect in ("peft", "diffusers"):  # alpha is in the description
+        tensors = {key: x for key, x in tensors.items() if not key.endswith(".alpha")}
     # Layers that were one share their A; a file keeps no shared memory.
-    tensors = {key: x.detach().clone().contiguous() for key, x in tensors.items() if told or not key.endswith(".alpha")}
+    tensors = {key: x.detach().clone(memory_format=torch.contiguous_format) for key, x in tensors.items()}
     bare = {layer.removeprefix(_prefix(config, dialect)): pair for layer, pair in carried.items()}
     dora = any(pair.magnitude is not None for pair in bare.values())
     return tensors, adapter_config({k: pair.rank for k, pair in bare.items()}, {k: pair.alpha for k, pair in bare.items()}, dora)
