@@ -1,6 +1,7 @@
 """Where it fits: the networks. Each takes (x, t, cond) and gives a prediction of x's shape.
 
-In: one file per architecture, built from a shared vocabulary (attention, blocks, embed, cond); published sizes by name (PRESETS).
+In: one file per architecture, built from a shared vocabulary (attention, blocks, embed, cond); published sizes by name (PRESETS);
+adapters on any of them (`models.lora`, which needs the extra "lora").
 Out: noise schedules, losses, sampling, sharding, files: a model knows nothing of them.
 Gotchas: an image is a video of one frame; positions have three axes and the first idles.
 """

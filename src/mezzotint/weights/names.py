@@ -17,29 +17,35 @@ import torch
 from torch import Tensor, nn
 
 Side = Literal["ours", "theirs"]
+Axis = Literal["rows", "columns"]
 Tensors = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A reversible rearrangement: tensors of theirs -> tensors of ours, and back."""
+    """A reversible rearrangement: tensors of theirs -> tensors of ours, and back.
+
+    moves: "rows" where it moves whole rows (slices of the first axis), whatever is in them; "columns" where it does the same to
+    every row, and maps one tensor to one; None where it does neither. It says how a product B A is rearranged by its factors.
+    """
 
     to_ours: Callable[[Tensors], Tensors]
     to_theirs: Callable[[Tensors], Tensors]
+    moves: Axis | None = None
 
     @property
     def reversed(self) -> "Change":
         """The same with the sides exchanged."""
-        return Change(self.to_theirs, self.to_ours)
+        return Change(self.to_theirs, self.to_ours, self.moves)
 
     def then(self, after: "Change") -> "Change":
         """This one first on the way to ours, and last on the way back."""
         return Change(lambda parts: after.to_ours(self.to_ours(parts)), lambda parts: self.to_theirs(after.to_theirs(parts)))
 
 
-def each(to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor]) -> Change:
+def each(to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor], moves: Axis | None = None) -> Change:
     """A change of one tensor into one."""
-    return Change(lambda parts: [to_ours(x) for x in parts], lambda parts: [to_theirs(x) for x in parts])
+    return Change(lambda parts: [to_ours(x) for x in parts], lambda parts: [to_theirs(x) for x in parts], moves)
 
 
 def fuse(*shares: int) -> Change:
@@ -50,7 +56,7 @@ def fuse(*shares: int) -> Change:
         share = len(whole) // sum(shares)
         return whole.split([share * n for n in shares])
 
-    return Change(lambda parts: [torch.cat(list(parts))], split)
+    return Change(lambda parts: [torch.cat(list(parts))], split, "rows")
 
 
 def stack(count: int, parts: int = 1) -> Change:
@@ -69,15 +75,15 @@ def copies(count: int) -> Change:
             raise ValueError(f"{count} tensors that must be copies of each other differ, of shape {tuple(parts[0].shape)}")
         return parts[:1]
 
-    return Change(first, lambda parts: list(parts) * count)
+    return Change(first, lambda parts: list(parts) * count, "rows")
 
 
 def _swap(x: Tensor) -> Tensor:
     return x.roll(len(x) // 2, dims=0)
 
 
-SAME = each(lambda x: x, lambda x: x)
-SWAP = each(_swap, _swap)
+SAME = each(lambda x: x, lambda x: x, "rows")
+SWAP = each(_swap, _swap, "rows")
 """The two halves of the rows exchanged: (scale, shift) for (shift, scale)."""
 
 
@@ -86,6 +92,7 @@ def conv(patch: int) -> Change:
     return each(
         lambda x: x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x,
         lambda x: x.unflatten(1, (patch, patch, -1)).permute(0, 3, 1, 2) if x.ndim == 2 else x,
+        "columns",
     )
 
 
@@ -94,6 +101,7 @@ def columns(patch: int) -> Change:
     return each(
         lambda x: x.unflatten(1, (-1, patch * patch)).mT.flatten(1) if x.ndim == 2 else x,
         lambda x: x.unflatten(1, (patch * patch, -1)).mT.flatten(1) if x.ndim == 2 else x,
+        "columns",
     )
 
 
@@ -102,6 +110,7 @@ def rows(patch: int) -> Change:
     return each(
         lambda x: x.unflatten(0, (-1, patch * patch)).transpose(0, 1).flatten(0, 1),
         lambda x: x.unflatten(0, (patch * patch, -1)).transpose(0, 1).flatten(0, 1),
+        "rows",
     )
 
 
