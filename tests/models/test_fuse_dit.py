@@ -111,8 +111,8 @@ class TestFuseDiT(Parity):
         x, t, cond = self.inputs(TINY, (4, 4))
         with pytest.raises(ValueError, match=r"states must be keys and values of a language model's layers, \(B, 2, L, 32\), got none"):
             TINY.build()(x, t, replace(cond, states=None, states_mask=None))
+        assert cond.states is not None
         with pytest.raises(ValueError, match=r"got \(2, 1, 5, 32\)"):
-            assert cond.states is not None
             TINY.build()(x, t, replace(cond, states=cond.states[:, :1]))
         with pytest.raises(ValueError, match="head must be a multiple of 4"):
             TINY.replace(head=6).build()
