@@ -64,12 +64,12 @@ class Largest(TorchDispatchMode):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.bytes = 0
-        self.weights = {p.untyped_storage().data_ptr() for p in (*net.parameters(), *net.buffers())}
+        self.weights = {p.untyped_storage()._cdata for p in (*net.parameters(), *net.buffers())}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         out = function(*arguments, **(keywords or {}))
         storages = [x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self.bytes = max([self.bytes, *(s.nbytes() for s in storages if s.data_ptr() not in self.weights)])
+        self.bytes = max([self.bytes, *(s.nbytes() for s in storages if s._cdata not in self.weights)])
         return out
 
 
@@ -164,7 +164,7 @@ class Network:
             with torch.no_grad(), Largest(net) as largest:
                 net(x, t, cond)
             made.append(largest.bytes)
-        assert made[1] <= 4.5 * made[0]  # for four times the tokens
+        assert made[1] <= 5 * made[0]  # for four times the tokens; a matrix over them would be 16 times as large
 
     def test_blocks_can_be_computed_again_for_the_gradients(self, config: Any) -> None:
         net = self.net(config)

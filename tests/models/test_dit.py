@@ -9,7 +9,6 @@ from parity import Network
 from mezzotint.models import Cond, DiT, DiTConfig
 from mezzotint.models.embed import patch_grid, patchify, rope, rotate, unpatchify
 
-
 TINY = DiTConfig(width=32, depth=2, heads=2, patch=2, channels=4, text_width=16)
 
 
