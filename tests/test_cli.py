@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint.cli import main
+from mezzotint.cli import VERBS, main
+from mezzotint.models import PRESETS
 from mezzotint.pictures import to_pil
 from mezzotint.pipeline import Pipeline, load
 from mezzotint.recipes import tiny
@@ -39,7 +40,7 @@ def test_help_answers_within_a_second() -> None:
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         times.append(time.perf_counter() - start)
     assert min(times) < 1
-    assert all(verb in out for verb in ("speedrun", "train", "sample", "eval"))
+    assert all(f"\n  {verb} " in out for verb in VERBS)
 
 
 def test_help_does_not_import_torch() -> None:
@@ -47,7 +48,7 @@ def test_help_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("verb", ["speedrun", "train", "sample", "eval"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main([verb, "--help"])
@@ -122,6 +123,19 @@ def test_eval_prints_one_json_object(pipeline: Pipeline, tmp_path: Path, capsys:
     assert 0 <= result["score"] <= 1
     assert set(result["tasks"]) == {"one object", "two objects", "counting", "colours", "position", "binding"}
     assert {"heldout", "preference", "diversity", "protocol"} <= set(result)
+
+
+def test_models_are_listed_within_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.process_time()
+    assert main(["models", "--json"]) == 0
+    assert time.process_time() - start < 5
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == PRESETS.keys()
+    dit = rows["dit-xl-2"]
+    assert (dit["architecture"], dit["parameters"], dit["pixels"], dit["source"]) == ("class_dit", 674_834_720, 256, "Peebles & Xie 2023")
+    assert dit["flops"] == pytest.approx(2 * 118.64e9, rel=0.01)  # as published
+    assert main(["models"]) == 0
+    assert "flux-dev" in capsys.readouterr().out
 
 
 def test_speedrun_runs_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

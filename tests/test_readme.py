@@ -16,7 +16,8 @@ from mezzotint.recipes import RECIPES
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 SAMPLING = (ROOT / "docs" / "sampling.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING, re.DOTALL)
+ARCHITECTURES = (ROOT / "docs" / "architectures.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING + ARCHITECTURES, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
 
 
@@ -50,7 +51,7 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_files_named_are_there() -> None:
     pages = [ROOT / "docs" / f"{name}.md" for name in ("conventions", "add_a_method", "add_a_model")]
-    for text in (TEXT, SAMPLING, *(page.read_text() for page in pages)):
+    for text in (TEXT, SAMPLING, ARCHITECTURES, *(page.read_text() for page in pages)):
         for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
             assert (ROOT / name).exists(), name
 
@@ -74,6 +75,14 @@ def test_the_page_on_sampling_shows_what_its_command_draws() -> None:
     assert drawn["table"]() in SAMPLING
     assert all(f"| `{name}` |" in SAMPLING for name in SOLVERS)
     assert all(f">{name}</text>" in (ROOT / "docs" / "solvers.svg").read_text() for name in drawn["SHOWN"])
+
+
+def test_the_page_on_architectures_shows_what_its_command_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "draw_architectures.py"))
+    assert drawn["table"](drawn["work_row"]) in ARCHITECTURES
+    assert all(f"| `{name}` |" in ARCHITECTURES.split("## Memory")[1] for name in drawn["SHOWN"])
+    for name in ("sana-1600m", "fuse-dit-2b", "uvit-h-2"):  # the others take longer
+        assert drawn["memory_row"](name) in ARCHITECTURES
 
 
 def test_the_test_command_of_ci_is_the_readmes() -> None:

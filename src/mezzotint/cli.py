@@ -1,4 +1,4 @@
-"""The command line: four verbs. Whatever is slow to import is imported by the verb that needs it."""
+"""The command line: five verbs. Whatever is slow to import is imported by the verb that needs it."""
 
 import json
 import shlex
@@ -27,6 +27,7 @@ The whole life of an image model in one code base.
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model
+  models     list the architectures and their published sizes
 
 Each verb has its own --help. Start with: mezzotint sample "a red star above a blue circle"
 """
@@ -101,6 +102,14 @@ class EvalOptions:
     """Prompts per task of the suite worlds."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass
+class ModelsOptions:
+    """List the published sizes of all architectures: parameters, and operations of one forward for the picture they were made for."""
+
+    json: bool = False
+    """Print one JSON array instead of a table."""
 
 
 def speedrun(options: SpeedrunOptions) -> None:
@@ -209,6 +218,24 @@ def evaluate(options: EvalOptions) -> None:
         _print_result(result)
 
 
+def models(options: ModelsOptions) -> None:
+    from mezzotint.models.published import PUBLISHED, described
+
+    rows = [described(name) for name in PUBLISHED]
+    if options.json:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "architecture", "parameters", "TFLOP", "px", "text", "published by", box=None)
+    table.columns[0].no_wrap = True
+    for row in rows:
+        size, work = f"{row['parameters'] / 1e9:.3g}B", f"{row['flops'] / 1e12:.3g}"
+        table.add_row(row["name"], row["architecture"], size, work, str(row["pixels"]), str(row["text"] or ""), row["source"])
+    Console().print(table)
+
+
 def _print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -258,6 +285,7 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "train": (TrainOptions, train),
     "sample": (SampleOptions, sample),
     "eval": (EvalOptions, evaluate),
+    "models": (ModelsOptions, models),
 }
 
 

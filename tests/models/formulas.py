@@ -46,6 +46,11 @@ def layer_norm(x: Tensor, w: Weights, name: str) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
+def rms_norm(x: Tensor, w: Weights, name: str, eps: float) -> Tensor:
+    """x / sqrt(mean of x^2 over channels), scaled."""
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * w[f"{name}.weight"]
+
+
 def group_norm(x: Tensor, w: Weights, name: str, groups: int) -> Tensor:
     """(x - mean) / deviation over a group's channels and all places of a map (B, C, H, W), scaled and shifted by channel."""
     parts = x.unflatten(1, (groups, -1))
@@ -70,10 +75,10 @@ def convolved(x: Tensor, w: Weights, name: str, stride: int = 1) -> Tensor:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, keys: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of (B, N, D), (B, K, D), (B, K, D); keys (B, K), False for those that count for nothing."""
+    """softmax(q k^T / sqrt(d)) v of (B, N, D), (B, K, D), (B, K, D); keys (B, K) or (B, N, K), False for those that count for nothing."""
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
     scores = torch.einsum("bnhd,bkhd->bhnk", q, k) / q.shape[-1] ** 0.5
-    weights = scores.exp() if keys is None else scores.exp() * keys[:, None, None]
+    weights = scores.exp() if keys is None else scores.exp() * keys.reshape(len(keys), 1, -1, k.shape[1])
     return torch.einsum("bhnk,bkhd->bnhd", weights / weights.sum(-1, keepdim=True), v).flatten(2)
 
 

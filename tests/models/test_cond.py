@@ -19,6 +19,7 @@ def whole(rows: int, length: int, states: int = 3) -> Cond:
         states=torch.randn(rows, 2, states, 6, generator=draw),
         control=torch.randn(rows, 3, 8, 8, generator=draw),
         origin=torch.full((rows, 4), 32.0),
+        tokens=torch.arange(rows * length).reshape(rows, length),
     )
 
 
@@ -38,6 +39,8 @@ def test_a_mask_appears_where_lengths_differ_and_not_before() -> None:
     assert unlike.states_mask.sum(1).tolist() == [3, 3, 1]
     assert torch.equal(unlike.index(slice(0, 2)).text[:, :3], whole(2, 3).text)
     assert not unlike.text[:2, 3:].any()
+    assert unlike.tokens is not None
+    assert unlike.tokens.tolist() == [[0, 1, 2, -1, -1], [3, 4, 5, -1, -1], [0, 1, 2, 3, 4]]
 
 
 def test_what_is_joined_can_be_cut_again() -> None:
@@ -63,12 +66,23 @@ def test_null_says_nothing_but_still_says_how() -> None:
     assert not any(x.any() for x in (null.text, null.mask, null.pooled, null.states, null.states_mask) if x is not None)
     assert null.label is not None
     assert null.label.tolist() == [-1, -1]
+    assert null.tokens is not None
+    assert null.tokens.tolist() == [[-1] * 3] * 2
     for name in ("guidance", "size", "control", "origin"):
         assert torch.equal(getattr(null, name), getattr(cond, name))
     assert equal(cond.drop(torch.tensor([True, True])), null)
     half = cond.drop(torch.tensor([False, True]))
     assert equal(half.index(slice(0, 1)), cond.masked().index(slice(0, 1)))
     assert equal(half.index(slice(1, 2)), null.index(slice(1, 2)))
+
+
+def test_tokens_and_states_need_no_text() -> None:
+    tokens = Cond.of_tokens(torch.tensor([[3, 1], [4, -1]]))
+    assert len(tokens) == 2
+    assert Cond.cat([tokens, tokens.null()]).tokens.tolist() == [[3, 1], [4, -1], [-1, -1], [-1, -1]]  # type: ignore[union-attr]
+    states = Cond.of_states(torch.randn(2, 3, 4, 5), torch.tensor([[True] * 4, [True, False, True, False]]))
+    assert len(states) == 2
+    assert not states.null().states_mask.any()  # type: ignore[union-attr]
 
 
 def test_classes_need_no_text() -> None:

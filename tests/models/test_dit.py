@@ -1,10 +1,26 @@
 """The joint DiT: its initialisation, its positions, its masks."""
 
+from typing import ClassVar
+
 import pytest
 import torch
+from parity import Network
 
 from mezzotint.models import Cond, DiT, DiTConfig
 from mezzotint.models.embed import patch_grid, patchify, rope, rotate, unpatchify
+
+TINY = DiTConfig(width=32, depth=2, heads=2, patch=2, channels=4, text_width=16)
+
+
+class TestDiT(Network):
+    configs: ClassVar = {
+        "dit": TINY,
+        "overlapping patches": TINY.replace(patch=4, stride=2, heads=4, depth=3, channels=3, prediction="velocity"),
+    }
+
+    def cond(self, config: DiTConfig, rows: int = 2) -> Cond:
+        mask = torch.arange(5) < torch.randint(1, 6, (rows, 1))
+        return Cond(torch.randn(rows, 5, config.text_width), mask, torch.randn(rows, config.text_width))
 
 
 @pytest.fixture

@@ -9,18 +9,20 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 from collections.abc import Callable
 
 from mezzotint.config import Config
-from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana, simple_uvit, unet, uvit
+from mezzotint.models import class_dit, flux, fuse_dit, hidream, lumina2, mmdit, pixart, sana, simple_uvit, transfusion, unet, uvit
 from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
 from mezzotint.models.dit import DiT, DiTConfig
 from mezzotint.models.dit_air import DiTAir, DiTAirConfig
 from mezzotint.models.flux import Flux, FluxConfig
+from mezzotint.models.fuse_dit import FuseDiT, FuseDiTConfig
 from mezzotint.models.hidream import HiDream, HiDreamConfig
 from mezzotint.models.lumina2 import Lumina2, Lumina2Config
 from mezzotint.models.mmdit import MMDiT, MMDiTConfig
 from mezzotint.models.pixart import PixArt, PixArtConfig
 from mezzotint.models.sana import Sana, SanaConfig
 from mezzotint.models.simple_uvit import SimpleUViT, SimpleUViTConfig
+from mezzotint.models.transfusion import Transfusion, TransfusionConfig
 from mezzotint.models.unet import UNet, UNetConfig
 from mezzotint.models.uvit import UViT, UViTConfig
 
@@ -35,6 +37,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
     **flux.PRESETS,
     **lumina2.PRESETS,
     **hidream.PRESETS,
+    **transfusion.PRESETS,
+    **fuse_dit.PRESETS,
 }
 
 __all__ = [
@@ -48,6 +52,8 @@ __all__ = [
     "DiTConfig",
     "Flux",
     "FluxConfig",
+    "FuseDiT",
+    "FuseDiTConfig",
     "HiDream",
     "HiDreamConfig",
     "Lumina2",
@@ -60,6 +66,8 @@ __all__ = [
     "SanaConfig",
     "SimpleUViT",
     "SimpleUViTConfig",
+    "Transfusion",
+    "TransfusionConfig",
     "UNet",
     "UNetConfig",
     "UViT",

@@ -18,9 +18,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """Softmax attention: q (B, heads, N, d), k and v (B, kv heads, K, d) -> (B, N, heads d).
 
     With fewer key heads than query heads, neighbouring query heads share one (Ainslie et al. 2023). mask: (B, K) bool, True for
-    keys that may be attended; where there is none, the answer is zero.
+    keys that may be attended, or (B, N, K) where each query has its own; where there is none, the answer is zero.
     """
-    keys = None if mask is None else mask[:, None, None, :]
+    keys = None if mask is None else mask.reshape(len(mask), 1, -1, k.shape[2])
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, enable_gqa=q.shape[1] != k.shape[1])
     return attended.transpose(1, 2).flatten(2)
 
@@ -74,18 +74,27 @@ class Attention(nn.Module):
 class QKV(nn.Module):
     """(B, N, D) -> queries (B, heads, N, d), keys and values (B, kv heads, N, d), by one matrix product.
 
-    norm: queries and keys RMS-normalised with a learned scale, per head or across all of them, or not at all.
+    head: channels d of a head, D / heads unless told otherwise. norm: queries and keys RMS-normalised with a learned scale, per
+    head or across all of them, or not at all.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, kv_heads: int | None = None, bias: bool = True, norm: QKNorm | None = None, eps: float = 1e-6
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head: int | None = None,
+        bias: bool = True,
+        norm: QKNorm | None = None,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        if dim % heads or heads % kv_heads:
+        if (dim % heads and head is None) or heads % kv_heads:
             raise ValueError(f"dim must be a multiple of heads and heads of kv_heads, got {dim}, {heads} and {kv_heads}")
-        self.head = dim // heads
-        self.widths = [dim, kv_heads * self.head, kv_heads * self.head]
+        self.head = dim // heads if head is None else head
+        self.widths = [heads * self.head, kv_heads * self.head, kv_heads * self.head]
         self.linear = nn.Linear(dim, sum(self.widths), bias=bias)
         self.norm_q, self.norm_k = (_qk_norm(norm, n, self.head, eps) for n in (heads, kv_heads))
 

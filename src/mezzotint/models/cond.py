@@ -11,9 +11,10 @@ from torch import Tensor
 from mezzotint.flow.path import like
 
 # Along which axis a field counts tokens: batches of unlike lengths are padded there.
-TOKENS = {"text": 1, "mask": 1, "states": 2, "states_mask": 1}
-# What is zero, or False, where a condition says nothing.
+TOKENS = {"text": 1, "mask": 1, "states": 2, "states_mask": 1, "tokens": 1}
+# What is zero, or False, where a condition says nothing, and what is -1 there.
 SAID = ("text", "mask", "pooled", "states", "states_mask")
+NUMBERED = ("label", "tokens")
 
 
 @dataclass
@@ -25,10 +26,11 @@ class Cond:
     whole text, zero where it says nothing.
 
     The rest is None for models that do not ask for it. label: (B,) int64 number of a class, -1 where it says nothing.
-    guidance: (B,) the scale that a guidance-distilled model imitates. size: (B, 2) height and width in pixels of the picture.
-    states: (B, K, L', D') hidden states of K layers of a language model; states_mask: (B, L') as mask. control: (B, C', H, W)
-    latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it was
-    resized, and top and left of its crop, in pixels.
+    tokens: (B, L) int64 numbers of a text's tokens, -1 where there is none, for models with a vocabulary of their own. guidance:
+    (B,) the scale that a guidance-distilled model imitates. size: (B, 2) height and width in pixels of the picture. states: (B, K,
+    L', D') of K layers of a language model, its hidden states or its keys and values; states_mask: (B, L') as mask. control: (B, C',
+    H, W) latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it
+    was resized, and top and left of its crop, in pixels.
     """
 
     text: Tensor
@@ -41,6 +43,7 @@ class Cond:
     states_mask: Tensor | None = None
     control: Tensor | None = None
     origin: Tensor | None = None
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -48,8 +51,23 @@ class Cond:
     @classmethod
     def of_classes(cls, label: Tensor) -> Self:
         """Classes (B,) without a text."""
-        nothing = torch.zeros(len(label), 0, device=label.device)
-        return cls(nothing[..., None], None, nothing, label=label)
+        return cls._untold(label, label=label)
+
+    @classmethod
+    def of_tokens(cls, tokens: Tensor) -> Self:
+        """Texts by the numbers of their tokens (B, L)."""
+        return cls._untold(tokens, tokens=tokens)
+
+    @classmethod
+    def of_states(cls, states: Tensor, mask: Tensor | None = None) -> Self:
+        """Texts by what a language model makes of them (B, K, L', D'), and the mask over it (B, L')."""
+        return cls._untold(states, states=states, states_mask=mask)
+
+    @classmethod
+    def _untold(cls, rows: Tensor, **given: Tensor | None) -> Self:
+        """Conditions without text features, as many as there are rows."""
+        nothing = torch.zeros(len(rows), 0, device=rows.device)
+        return cls(nothing[..., None], None, nothing, **given)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
@@ -80,13 +98,15 @@ class Cond:
         """Conditions of the same shapes that say nothing: what guidance steps away from. Guidance, size, control and origin stay."""
         whole = self.masked()
         nothing = {name: torch.zeros_like(value) for name in SAID if (value := getattr(whole, name)) is not None}
-        return replace(whole, label=None if self.label is None else torch.full_like(self.label, -1), **nothing)
+        unnumbered = {name: torch.full_like(value, -1) for name in NUMBERED if (value := getattr(whole, name)) is not None}
+        return replace(whole, **nothing, **unnumbered)
 
     def drop(self, which: Tensor) -> Self:
         """The rows where `which` (B,) is True replaced by null ones, as training for guidance needs."""
         whole = self.masked()
         kept = {name: value * like(~which, value) for name in SAID if (value := getattr(whole, name)) is not None}
-        return replace(whole, label=None if self.label is None else self.label.masked_fill(which, -1), **kept)
+        numbered = {name: value.where(like(~which, value), -1) for name in NUMBERED if (value := getattr(whole, name)) is not None}
+        return replace(whole, **kept, **numbered)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -112,5 +132,6 @@ def _join(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
         raise ValueError(f"{name} must be given in all batches or in none, got it in {len(given)} of {len(values)}")
     if (axis := TOKENS.get(name)) is not None:
         length, after = max(value.shape[axis] for value in given), given[0].ndim - 1 - axis
-        given = [F.pad(value, (0, 0) * after + (0, length - value.shape[axis])) for value in given]
+        nothing = -1 if name in NUMBERED else 0
+        given = [F.pad(value, (0, 0) * after + (0, length - value.shape[axis]), value=nothing) for value in given]
     return torch.cat(given)

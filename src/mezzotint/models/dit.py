@@ -72,7 +72,8 @@ class DiT(nn.Module):
         _, _, frames, height, width = video.shape
         patch, stride = self.config.patch, self.config.stride or self.config.patch
         positions = image_positions(frames, *self.config.grid(height, width), x.device)
-        image = self.embed_patch(patchify(video, patch, stride)) + sincos_2d(positions, self.config.width)
+        fixed = sincos_2d(positions, self.config.width).to(self.embed_patch.weight.dtype)
+        image = self.embed_patch(patchify(video, patch, stride)) + fixed
         text = self.norm(self.embed_text(cond.text))
         rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.axes)
         mask = with_image(cond.mask, image)
