@@ -265,7 +265,7 @@ def test_kohya_files_of_flux_are_what_diffusers_converts(tmp_path: Path) -> None
         ),
         ("sd3", "comfyui", ("diffusion_model.joint_blocks.0.x_block.attn.proj.lora_B.weight",)),
         ("sd1.5", "kohya", ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",)),
-        ("sdxl", "kohya", ("lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_v.lora_down.weight",)),
+        ("sdxl", "kohya", ("lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_v.lora_down.weight",)),
         ("sdxl", "diffusers", ("unet.mid_block.attentions.0.transformer_blocks.1.ff.net.0.proj.lora_A.weight",)),
         ("sana", "diffusers", ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight",)),
         ("pixart", "diffusers", ("transformer.pos_embed.proj.lora_A.weight",)),
