@@ -81,8 +81,8 @@ class SampleOptions:
     """Classifier-free guidance; 1 is off."""
     negative: str = ""
     """What to steer away from."""
-    size: int | None = None
-    """Side of the picture in pixels."""
+    size: str | None = None
+    """Side of the picture in pixels, or WIDTHxHEIGHT, as in 64x48."""
     solver: str | None = None
     """euler, heun, dpmpp_2m or consistency."""
 
@@ -155,7 +155,8 @@ def sample(options: SampleOptions) -> None:
     from mezzotint.pipeline import load
 
     pipeline = load(options.model)
-    named = {"steps": options.steps, "guidance": options.guidance, "size": options.size, "solver": options.solver}
+    size = _size(options.size) if options.size else None
+    named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
     changes = {name: value for name, value in named.items() if value is not None}
     settings = pipeline.config.sampling.replace(**changes)
     with _progress() as progress:
@@ -174,12 +175,22 @@ def sample(options: SampleOptions) -> None:
         print(path)
 
 
+def _size(words: str) -> int | tuple[int, int]:
+    """A side, or height and width, from "64" or "WIDTHxHEIGHT"."""
+    numbers = words.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise UserError(f"--size must be a side in pixels or WIDTHxHEIGHT, as in 64 or 64x48, got {words!r}")
+    width, height = int(numbers[0]), int(numbers[-1])
+    return width if len(numbers) == 1 else (height, width)
+
+
 def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
     """The text that the ecosystem's tools read from a PNG: what made this picture."""
     negative = f"\nNegative prompt: {options.negative}" if options.negative else ""
+    height, width = settings.shape
     return (
         f"{options.prompt}{negative}\nSteps: {settings.steps}, Sampler: {settings.solver}, CFG scale: {settings.guidance}, "
-        f"Seed: {seed}, Size: {settings.size}x{settings.size}, Model: {options.model}"
+        f"Seed: {seed}, Size: {width}x{height}, Model: {options.model}"
     )
 
 
@@ -201,7 +212,7 @@ def evaluate(options: EvalOptions) -> None:
 
             if options.data is None:
                 raise UserError("the suite images needs a folder of images: --data DIR")
-            source = FolderConfig(path=str(options.data), size=pipeline.config.sampling.size).build()
+            source = FolderConfig(path=str(options.data), size=pipeline.config.sampling.side).build()
             result = images.evaluate(pipeline, source, progress=show)
     if options.json:
         print(json.dumps(result))

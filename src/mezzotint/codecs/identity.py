@@ -2,24 +2,25 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mezzotint import config
+from mezzotint.codecs.codec import Codec, CodecConfig
 
 
 @dataclass
-class IdentityConfig(config.Config, kind="identity"):
+class IdentityConfig(CodecConfig, kind="identity"):
     """Nothing to set."""
 
     def build(self) -> "Identity":
         return Identity()
 
 
-class Identity(nn.Module):
+class Identity(Codec):
     """Encodes and decodes (B, C, H, W) in [-1, 1] to itself. Decoding clamps: a picture has no values beyond."""
 
+    factor = 1
+
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture of (height, width)."""
         return 3, *size
 
     def encode(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mezzotint.data.batch import Batch
 from mezzotint.flow.path import from_velocity, interpolate, like
-from mezzotint.flow.time import TimeDensity, grid
+from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error, levelled
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.models import Cond
@@ -77,9 +77,9 @@ class DMD(Method):
 
     def _draw(self, batch: Batch) -> Tensor:
         """Samples of the student after a random number of its steps; gradients flow through the last one only."""
-        times = grid(self.config.steps, self.student.config.sampling.shift)
+        times = self.student.times(self.student.config.sampling.replace(steps=self.config.steps))
         cond: Cond = self.student.encode(batch.prompts)
-        x = torch.randn_like(self.student.codec.encode(batch.images))
+        x = self.student.entered(torch.randn_like(self.student.codec.encode(batch.images)), times)
         stop = int(torch.randint(self.config.steps, ()))
         for number, t in enumerate(times[: stop + 1]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number == stop):
@@ -94,7 +94,7 @@ class DMD(Method):
         y = interpolate(x, torch.randn_like(x), t)
         teacher, critic = self._role("teacher"), self._role("critic")
         cond = teacher.encode(prompts)
-        real = y - like(t, y) * teacher.guided(cond, cond.null(), self.config.guidance)(y, t)
+        real = y - like(t, y) * teacher.guided(cond, self.config.guidance)(y, t)
         fake = y - like(t, y) * critic.velocity(y, t, critic.encode(prompts))
         scale = (x - real).abs().flatten(1).mean(1).clamp_min(1e-3)
         return (fake - real) / like(scale, x)

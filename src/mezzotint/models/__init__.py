@@ -7,10 +7,10 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 
 from collections.abc import Callable
 
-from mezzotint.config import Config
 from mezzotint.models import class_dit, flux, hidream, lumina2, mmdit, pixart, sana, simple_uvit, unet, uvit
 from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.dit import DiT, DiTConfig
 from mezzotint.models.dit_air import DiTAir, DiTAirConfig
 from mezzotint.models.flux import Flux, FluxConfig
@@ -23,7 +23,7 @@ from mezzotint.models.simple_uvit import SimpleUViT, SimpleUViTConfig
 from mezzotint.models.unet import UNet, UNetConfig
 from mezzotint.models.uvit import UViT, UViTConfig
 
-PRESETS: dict[str, Callable[[], Config]] = {
+PRESETS: dict[str, Callable[[], DenoiserConfig]] = {
     **unet.PRESETS,
     **uvit.PRESETS,
     **simple_uvit.PRESETS,
@@ -41,6 +41,7 @@ __all__ = [
     "ClassDiT",
     "ClassDiTConfig",
     "Cond",
+    "DenoiserConfig",
     "DiT",
     "DiTAir",
     "DiTAirConfig",

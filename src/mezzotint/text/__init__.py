@@ -6,5 +6,6 @@ Gotchas: the empty prompt is the null condition, in every encoder.
 """
 
 from mezzotint.text.bytes import ByteEncoder, ByteEncoderConfig
+from mezzotint.text.encoder import TextConfig, TextEncoder
 
-__all__ = ["ByteEncoder", "ByteEncoderConfig"]
+__all__ = ["ByteEncoder", "ByteEncoderConfig", "TextConfig", "TextEncoder"]
