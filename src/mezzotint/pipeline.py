@@ -148,7 +148,7 @@ class PipelineConfig(config.Config, kind="pipeline"):
 
 
 class Pipeline(nn.Module):
-    """Text encoder + denoiser + codec + sampling settings. Calling it draws pictures; see `forward`.
+    """Text encoder + denoiser + codec + sampling settings. Calling it draws pictures; see `forward`. The codec is frozen.
 
     ValueError where the denoiser has other channels than the codec.
     """
@@ -158,7 +158,7 @@ class Pipeline(nn.Module):
         self.config = config
         self.text = config.text.build()
         self.denoiser = config.denoiser.build()
-        self.codec = config.codec.build()
+        self.codec = config.codec.build().requires_grad_(False)
         channels, *_ = self.codec.latent_shape((self.codec.factor, self.codec.factor))
         if channels != config.denoiser.channels:
             raise ValueError(f"denoiser.channels must be the codec's {channels}, got {config.denoiser.channels}")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mezzotint.flow.path import from_discrete, scaled_linear_table
 from mezzotint.models import Cond
-from mezzotint.models.unet import ResBlock, SpatialTransformer, UNetConfig, sd15, sdxl
+from mezzotint.models.blocks import ResBlock
+from mezzotint.models.unet import SpatialTransformer, UNetConfig, sd15, sdxl
 from mezzotint.weights import Names, unet
 
 TINY = UNetConfig(widths=(8, 16, 16), depths=(1, 1, 0), heads=(2, 4, 4), groups=4, text_width=12)

@@ -1,4 +1,7 @@
-"""What every codec is, for those who do not know which one they have."""
+"""What all codecs share: sizes, the normalisation of latents and the range of pictures.
+
+B batch, C channels of the latents, H and W rows and columns of a picture in pixels, f pixels a side for one of the latents'.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -8,21 +11,48 @@ from mezzotint import config
 
 
 class Codec(nn.Module, ABC):
-    """Pictures (B, 3, H, W) in [-1, 1] to latents (B, C, H / factor, W / factor), normalised, and back."""
+    """Pictures (B, 3, H, W) in [-1, 1] to latents (B, C, H / f, W / f) and back. H and W are multiples of f, or it is a ValueError.
 
-    factor: int
+    Latents leave it as (z - shift) * scale, about as wide as a standard normal, and come back so. z are the latents that the
+    codec itself knows: `compress` makes them and `restore` reads them. Decoding clamps; who needs gradients beyond the range of
+    pictures asks `restore`. factor: f. scale: a positive number.
+    """
 
-    @abstractmethod
+    def __init__(self, channels: int, factor: int, scale: float, shift: float = 0.0) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        self.channels = channels
+        self.factor = factor
+        self.scale = scale
+        self.shift = shift
+
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture of (height, width). ValueError for a size that it cannot encode."""
+        """Channels, height and width of the latents of a picture of (height, width)."""
+        height, width = size
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"height and width must be multiples of the factor {self.factor}, got {height}x{width}")
+        return self.channels, height // self.factor, width // self.factor
 
-    @abstractmethod
+    def normalise(self, z: Tensor) -> Tensor:
+        """z as latents leave the codec."""
+        return (z - self.shift) * self.scale
+
     def encode(self, images: Tensor) -> Tensor:
-        """The latents of pictures."""
+        """(B, 3, H, W) in [-1, 1] -> (B, C, H / f, W / f), normalised."""
+        return self.normalise(self.compress(images))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H / f, W / f), normalised -> (B, 3, H, W), clamped to [-1, 1]."""
+        return self.restore(latents / self.scale + self.shift).clamp(-1, 1)
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """The pictures of latents, within [-1, 1]."""
+    def compress(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> z (B, C, H / f, W / f)."""
+
+    @abstractmethod
+    def restore(self, z: Tensor) -> Tensor:
+        """z (B, C, H / f, W / f) -> (B, 3, H, W), not clamped."""
 
 
 class CodecConfig(config.Config, ABC, kind="codec"):

@@ -16,15 +16,13 @@ class IdentityConfig(CodecConfig, kind="identity"):
 
 
 class Identity(Codec):
-    """Encodes and decodes (B, C, H, W) in [-1, 1] to itself. Decoding clamps: a picture has no values beyond."""
+    """Pictures are their own latents, of three channels."""
 
-    factor = 1
+    def __init__(self) -> None:
+        super().__init__(channels=3, factor=1, scale=1.0)
 
-    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        return 3, *size
-
-    def encode(self, images: Tensor) -> Tensor:
+    def compress(self, images: Tensor) -> Tensor:
         return images
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents.clamp(-1, 1)
+    def restore(self, z: Tensor) -> Tensor:
+        return z

@@ -1,4 +1,4 @@
-"""Multi-head attention: to itself, to a context, to a text, of two streams together.
+"""Multi-head attention: to itself, to a context, to a text, of two streams together; by softmax or linear.
 
 B batch, N tokens that ask, K tokens that are asked, D width, d channels of a head.
 """
@@ -22,6 +22,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """
     keys = None if mask is None else mask[:, None, None, :]
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, enable_gqa=q.shape[1] != k.shape[1])
+    return attended.transpose(1, 2).flatten(2)
+
+
+def attend_linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention with the kernel relu(q) . relu(k) instead of exp(q . k) (Katharopoulos et al. 2020).
+
+    q, k and v (B, heads, N, d) -> (B, N, heads d) float32. The sum over keys is a matrix d x d for all queries, computed once, in
+    float32.
+    """
+    q, k, v = q.float(), k.float(), v.float()
+    q, k, v = F.relu(q), F.relu(k), F.pad(v, (0, 1), value=1.0)  # a column of ones sums the weights
+    summed = q @ (k.mT @ v)
+    attended = summed[..., :-1] / (summed[..., -1:] + 1e-15)
     return attended.transpose(1, 2).flatten(2)
 
 

@@ -250,6 +250,46 @@ class GEGLU(nn.Module):
         return out
 
 
+class MixFFN(nn.Module):
+    """A gated MLP with a depthwise 3 x 3 convolution inside: (B, N, D) of a map (rows, columns) -> (B, N, D)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, 2 * hidden)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.outer = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        hidden = F.silu(self.inner(x)).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+        value, gate = self.depthwise(hidden).chunk(2, dim=1)
+        out: Tensor = self.outer((value * F.silu(gate)).flatten(2).mT)
+        return out
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, and the time added between them: (B, C, H, W) and c (B, E), already through a SiLU -> (B, out, H, W).
+
+    condition: E, 0 where there is no time. eps: of the group norms. At first it adds nothing to x.
+    """
+
+    def __init__(self, channels: int, out: int, condition: int, groups: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(groups, channels, eps)
+        self.conv_in = nn.Conv2d(channels, out, 3, padding=1)
+        self.time = nn.Linear(condition, out) if condition else None
+        self.norm_out = nn.GroupNorm(groups, out, eps)
+        self.conv_out = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+        zero(self.conv_out)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.conv_in(F.silu(self.norm_in(x)))
+        if self.time is not None:
+            h = h + self.time(c)[:, :, None, None]
+        out: Tensor = self.skip(x) + self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+
 def zero(*layers: nn.Module) -> None:
     """Set weights and biases to zero."""
     for layer in layers:

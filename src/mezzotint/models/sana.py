@@ -11,12 +11,11 @@ B batch, C channels, N image tokens, L text tokens, D width, d channels of a hea
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.flow.path import Prediction
-from mezzotint.models.attention import QKV, CrossAttention
-from mezzotint.models.blocks import ModulationTable, SharedModulation, TableHead, gated, initialise, modulate
+from mezzotint.models.attention import QKV, CrossAttention, attend_linearly
+from mezzotint.models.blocks import MixFFN, ModulationTable, SharedModulation, TableHead, gated, initialise, modulate
 from mezzotint.models.cond import Cond
 from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TextEmbedding, TimeEmbedding, as_picture, patchify, unpatchify
@@ -46,10 +45,7 @@ class SanaConfig(DenoiserConfig, kind="sana"):
 
 
 class LinearAttention(nn.Module):
-    """Attention of (B, N, D) to itself with the kernel relu(q) . relu(k) instead of exp(q . k) (Katharopoulos et al. 2020).
-
-    The sum over keys is a matrix d x d for all queries, computed once, in float32.
-    """
+    """Linear attention of (B, N, D) to itself, see `attend_linearly`."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
@@ -57,27 +53,7 @@ class LinearAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.float() for part in self.qkv(x))  # (B, heads, N, d)
-        q, k, v = F.relu(q), F.relu(k), F.pad(v, (0, 1), value=1.0)  # a column of ones sums the weights
-        summed = q @ (k.mT @ v)
-        attended = summed[..., :-1] / (summed[..., -1:] + 1e-15)
-        out: Tensor = self.out(attended.transpose(1, 2).flatten(2).to(x.dtype))
-        return out
-
-
-class MixFFN(nn.Module):
-    """A gated MLP with a depthwise 3 x 3 convolution inside: (B, N, D) of a map (rows, columns) -> (B, N, D)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(dim, 2 * hidden)
-        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
-        self.outer = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        hidden = F.silu(self.inner(x)).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-        value, gate = self.depthwise(hidden).chunk(2, dim=1)
-        out: Tensor = self.outer((value * F.silu(gate)).flatten(2).mT)
+        out: Tensor = self.out(attend_linearly(*self.qkv(x)).to(x.dtype))
         return out
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import PlainAttention
-from mezzotint.models.blocks import GEGLU, zero
+from mezzotint.models.blocks import GEGLU, ResBlock, zero
 from mezzotint.models.cond import Cond
 from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_picture, sinusoid
@@ -57,28 +57,6 @@ class UNetConfig(DenoiserConfig, kind="unet"):
 
     def build(self) -> "UNet":
         return UNet(self)
-
-
-class ResBlock(nn.Module):
-    """Two convolutions, and the time added between them: (B, C, H, W) and c (B, E), already through a SiLU -> (B, out, H, W).
-
-    At first it adds nothing to x.
-    """
-
-    def __init__(self, channels: int, out: int, condition: int, groups: int) -> None:
-        super().__init__()
-        self.norm_in = nn.GroupNorm(groups, channels)
-        self.conv_in = nn.Conv2d(channels, out, 3, padding=1)
-        self.time = nn.Linear(condition, out)
-        self.norm_out = nn.GroupNorm(groups, out)
-        self.conv_out = nn.Conv2d(out, out, 3, padding=1)
-        self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
-        zero(self.conv_out)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = self.conv_in(F.silu(self.norm_in(x))) + self.time(c)[:, :, None, None]
-        out: Tensor = self.skip(x) + self.conv_out(F.silu(self.norm_out(h)))
-        return out
 
 
 class TransformerBlock(nn.Module):

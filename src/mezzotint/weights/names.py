@@ -32,6 +32,10 @@ class Change:
         """The same with the sides exchanged."""
         return Change(self.to_theirs, self.to_ours)
 
+    def then(self, after: "Change") -> "Change":
+        """This one first on the way to ours, and last on the way back."""
+        return Change(lambda parts: after.to_ours(self.to_ours(parts)), lambda parts: self.to_theirs(after.to_theirs(parts)))
+
 
 def each(to_ours: Callable[[Tensor], Tensor], to_theirs: Callable[[Tensor], Tensor]) -> Change:
     """A change of one tensor into one."""

@@ -13,12 +13,12 @@ def diffusers(config: UNetConfig) -> Names:
             Rule("embed_time.mlp.2", "time_embedding.linear_2"),
             Rule("embed_told.0", "add_embedding.linear_1"),
             Rule("embed_told.2", "add_embedding.linear_2"),
-            *_res("down.*.blocks.*.res", "down_blocks.*.resnets.*", DIFFUSERS),
+            *residual("down.*.blocks.*.res", "down_blocks.*.resnets.*", DIFFUSERS),
             *_transformer(config, "down.*.blocks.*.transformer", "down_blocks.*.attentions.*"),
             Rule("down.*.smaller", "down_blocks.*.downsamplers.0.conv"),
-            *_res("middle.*.res", "mid_block.resnets.*", DIFFUSERS),
+            *residual("middle.*.res", "mid_block.resnets.*", DIFFUSERS),
             *_transformer(config, "middle.*.transformer", "mid_block.attentions.*"),
-            *_res("up.*.blocks.*.res", "up_blocks.*.resnets.*", DIFFUSERS),
+            *residual("up.*.blocks.*.res", "up_blocks.*.resnets.*", DIFFUSERS),
             *_transformer(config, "up.*.blocks.*.transformer", "up_blocks.*.attentions.*"),
             Rule("up.*.larger", "up_blocks.*.upsamplers.0.conv"),
             Rule("norm", "conv_norm_out"),
@@ -41,7 +41,7 @@ def original(config: UNetConfig) -> Names:
             rules += _block(config, f"down.{level}.blocks.{number}", f"input_blocks.{first + number}.0", f"input_blocks.{first + number}.1")
         rules.append(Rule(f"down.{level}.smaller", f"input_blocks.{first + config.layers}.0.op"))
     rules += _block(config, "middle.0", "middle_block.0", "middle_block.1")
-    rules += _res("middle.1.res", "middle_block.2", ORIGINAL)
+    rules += residual("middle.1.res", "middle_block.2", ORIGINAL)
     for level, depth in enumerate(reversed(config.depths)):
         first = level * (config.layers + 1)
         for number in range(config.layers + 1):
@@ -57,10 +57,11 @@ ORIGINAL = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_l
 
 
 def _block(config: UNetConfig, ours: str, res: str, transformer: str) -> list[Rule]:
-    return [*_res(f"{ours}.res", res, ORIGINAL), *_transformer(config, f"{ours}.transformer", transformer)]
+    return [*residual(f"{ours}.res", res, ORIGINAL), *_transformer(config, f"{ours}.transformer", transformer)]
 
 
-def _res(ours: str, theirs: str, layers: tuple[str, ...]) -> list[Rule]:
+def residual(ours: str, theirs: str, layers: tuple[str, ...]) -> list[Rule]:
+    """The layers of a residual block, named as one of the above."""
     return [Rule(f"{ours}.{a}", f"{theirs}.{b}") for a, b in zip(OURS, layers, strict=True)]
 
 
