@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mezzotint import config
@@ -41,6 +40,8 @@ from mezzotint.flow.solvers import SOLVERS, Denoise, Step, randn_like
 from mezzotint.flow.time import flux_ratio, grid
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig
 from mezzotint.text import ByteEncoderConfig, TextConfig
+from mezzotint.weights.files import read_file, read_json
+from mezzotint.weights.names import put
 
 CONFIG_FILE, WEIGHTS_FILE = "pipeline.json", "model.safetensors"
 STARTER = Path(__file__).parent / "starter"
@@ -298,34 +299,44 @@ class Pipeline(nn.Module):
             raise UserError(f"this model cannot draw that size: {error}") from error
         return settings
 
-    def save(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
-        """Write the pipeline as JSON and safetensors, whole or not at all: `load` gives it back, bit for bit in float32."""
+    def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write the pipeline as JSON and safetensors, each file whole or not at all: `load` gives it back, bit for bit.
+
+        dtype: precision of the weights, as they are unless given. Encoders of published models are copied as they are.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: _stored(tensor, dtype) for name, tensor in self.state_dict().items()}
         part = folder / f"{WEIGHTS_FILE}.part"
         save_file(tensors, part, metadata={"format": "pt", "mezzotint": "pipeline"})
         part.replace(folder / WEIGHTS_FILE)
+        description = replace(self.config, text=self.text.store(folder))
         part = folder / f"{CONFIG_FILE}.part"
-        part.write_text(json.dumps(self.config.to_data(), indent=2) + "\n")
+        part.write_text(json.dumps(description.to_data(), indent=2) + "\n")
         part.replace(folder / CONFIG_FILE)
 
 
-def load(source: Path | str = "starter") -> Pipeline:
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+
+
+def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float32) -> Pipeline:
     """A pipeline from the name of a packaged model ("starter"), an exported folder, or a run's folder.
 
+    dtype: precision of its weights; None as they are stored. They are read one by one, so that nothing is in memory twice.
     UserError where there is none, where it is damaged, or where the weights belong to another architecture.
     """
     folder = _folder(source)
-    try:
-        description = config.Config.from_data(json.loads((folder / CONFIG_FILE).read_text()))
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot read the pipeline in {folder}: {error}") from error
+    description = config.Config.from_data(read_json(folder / CONFIG_FILE))
     if not isinstance(description, PipelineConfig):
         raise UserError(f"{folder / CONFIG_FILE} describes a {description.kind}, not a pipeline")
-    pipeline = description.build()
-    load_weights(pipeline, tensors, folder)
+    tensors = read_file(folder / WEIGHTS_FILE)
+    with torch.device("meta"):
+        pipeline = description.replace(text=description.text.found_in(folder)).build()
+    _compare(pipeline, tensors.meta(), folder)
+    for name, tensor in tensors.items():
+        put(pipeline, name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
     return pipeline.eval()
 
 
@@ -343,6 +354,11 @@ def _folder(source: Path | str) -> Path:
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Fill a module; UserError that names what is missing, left over or of another shape, before anything is changed."""
+    _compare(module, tensors, source)
+    module.load_state_dict(tensors)
+
+
+def _compare(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     own = module.state_dict()
     wrong = [f"{n} is missing" for n in own if n not in tensors] + [f"{n} is not of this model" for n in tensors if n not in own]
     wrong += [
@@ -352,4 +368,3 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) ->
     ]
     if wrong:
         raise UserError(f"{source} holds weights of another architecture: {wrong[0]} ({len(wrong)} differences)")
-    module.load_state_dict(tensors)
