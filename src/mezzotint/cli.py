@@ -1,4 +1,4 @@
-"""The command line: four verbs. Whatever is slow to import is imported by the verb that needs it."""
+"""The command line, verb by verb. Whatever is slow to import is imported by the verb that needs it."""
 
 import json
 import shlex
@@ -27,6 +27,8 @@ The whole life of an image model in one code base.
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model
+  import     make a pipeline of a published model on this machine
+  export     write a pipeline in the format of other tools
 
 Each verb has its own --help. Start with: mezzotint sample "a red star above a blue circle"
 """
@@ -101,6 +103,30 @@ class EvalOptions:
     """Prompts per task of the suite worlds."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass
+class ImportOptions:
+    """Make a pipeline of a published model that is on this machine: a diffusers folder, or a single .safetensors file with --base."""
+
+    source: tyro.conf.Positional[Path]
+    """A diffusers folder (with model_index.json), or the publisher's own single file."""
+    out: Path
+    """Folder of the pipeline, for --model of the other verbs."""
+    base: str = ""
+    """For a single file: the pipeline whose networks it replaces, and whose text encoders stay."""
+
+
+@dataclass
+class ExportOptions:
+    """Write a pipeline in the format of other tools."""
+
+    model: tyro.conf.Positional[str]
+    """An exported or imported pipeline, or the folder of a run."""
+    to: Literal["diffusers", "single-file"]
+    """A folder that diffusers' own classes load, or one .safetensors file under the publisher's names, without text encoders."""
+    out: Path
+    """The folder or the file to write."""
 
 
 def speedrun(options: SpeedrunOptions) -> None:
@@ -220,6 +246,35 @@ def evaluate(options: EvalOptions) -> None:
         _print_result(result)
 
 
+def import_(options: ImportOptions) -> None:
+    from mezzotint.exchange import INDEX, read_diffusers, read_single_file
+    from mezzotint.pipeline import load
+
+    if (options.source / INDEX).is_file():
+        pipeline = read_diffusers(options.source)
+    elif not options.source.exists():
+        raise UserError(f"no model at {options.source}: it does not exist")
+    elif options.source.is_dir():
+        raise UserError(f"{options.source} is no diffusers folder: expected {INDEX} there")
+    elif not options.base:
+        raise UserError("a single file has no text encoders; say with --base which pipeline of the same family lends the rest")
+    else:
+        pipeline = load(options.base, dtype=None)
+        for part in read_single_file(options.source, pipeline):
+            print(f"not read: {part}*", file=sys.stderr)
+    pipeline.save(options.out)
+    print(f"pipeline: {options.out}")
+
+
+def export(options: ExportOptions) -> None:
+    from mezzotint.exchange import write_diffusers, write_single_file
+    from mezzotint.pipeline import load
+
+    write = write_diffusers if options.to == "diffusers" else write_single_file
+    write(load(options.model, dtype=None), options.out)
+    print(options.out)
+
+
 def _print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -269,6 +324,8 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "train": (TrainOptions, train),
     "sample": (SampleOptions, sample),
     "eval": (EvalOptions, evaluate),
+    "import": (ImportOptions, import_),
+    "export": (ExportOptions, export),
 }
 
 
