@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from parity import scatter
+from models.parity import scatter
 from torch import Tensor
 
 VOCABULARY = sorted({*map(chr, range(97, 123)), *(chr(c) + "</w>" for c in range(97, 123))})
@@ -140,7 +140,7 @@ def sd3(with_t5: bool = True) -> Any:
         caption_projection_dim=16,
         pooled_projection_dim=44,
         out_channels=16,
-        pos_embed_max_size=12,
+        pos_embed_max_size=16,
         qk_norm="rms_norm",
         dual_attention_layers=(0,),
     )
@@ -274,16 +274,8 @@ def draw(pipeline: Any, name: str, prompt: str, noise: Tensor, size: tuple[int, 
         words["sigmas"] = [1 - k / steps for k in range(steps)]
     latents = noise
     if name == "flux":
-        b, c, h, w = noise.shape
+        h, w = noise.shape[2:]
         latents = noise.unflatten(2, (h // 2, 2)).unflatten(4, (w // 2, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-    images = pipeline(
-        prompt,
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        latents=latents,
-        output_type="pt",
-        **words,
-    ).images
+    words |= {"height": size[0], "width": size[1], "num_inference_steps": steps, "guidance_scale": guidance}
+    images: Tensor = pipeline(prompt, latents=latents, output_type="pt", **words).images
     return 2 * images - 1

@@ -330,7 +330,8 @@ def _write_deep(config: DeepConfig) -> Data:
 class Architecture:
     """One class of diffusers: how its descriptions are read and written, and where its weights are.
 
-    also: what is written beside, but not compared. older: names that files had before. original: the names of the publisher's own single files, where they differ.
+    also: what is written beside, but not compared. older: names that files had before. original: the names of the publisher's own
+    single files.
     """
 
     name: str
