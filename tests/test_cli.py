@@ -89,6 +89,21 @@ def test_fields_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "method.times.mean = " in out
 
 
+def test_a_size_may_have_two_sides(pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline.save(tmp_path)
+    words = ["sample", "a star", "--model", str(tmp_path), "--out", str(tmp_path / "x.png"), "--steps", "1", "--size"]
+    assert main([*words, "48x64"]) == 0
+    picture = Image.open(tmp_path / "x.png")
+    assert picture.size == (48, 64)  # width and height
+    assert "Size: 48x64" in picture.text["parameters"]  # type: ignore[attr-defined]
+    assert main([*words, "48"]) == 0
+    assert Image.open(tmp_path / "x.png").size == (48, 48)
+    capsys.readouterr()
+    for wrong in ("48x", "axb", "1x2x3", "0"):
+        assert main([*words, wrong]) == 2
+        assert "--size must be a side in pixels or WIDTHxHEIGHT" in capsys.readouterr().err
+
+
 def test_training_on_a_folder_then_sampling_and_measuring(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     words = ["train", "tiny.images", "--data", str(folder), "--out", str(run), *FAST, "--data.held-out", "0.3"]

@@ -50,7 +50,7 @@ def test_guidance_in_one_call_equals_two(pipeline: Pipeline) -> None:
     x, t = torch.randn(3, 3, 32, 32), torch.full((3,), 0.6)
     with torch.no_grad():
         v_c, v_u = pipeline.velocity(x, t, cond), pipeline.velocity(x, t, cond.null())
-        assert torch.allclose(pipeline.guided(cond, cond.null(), 3.0)(x, t), v_u + 3 * (v_c - v_u), atol=1e-4)
+        assert torch.allclose(pipeline.guided(cond, 3.0)(x, t), v_u + 3 * (v_c - v_u), atol=1e-4)
 
 
 def test_the_null_condition_is_the_empty_prompt(pipeline: Pipeline) -> None:
@@ -64,6 +64,18 @@ def test_progress_counts_every_step(pipeline: Pipeline) -> None:
     seen: list[tuple[int, int]] = []
     pipeline(PROMPTS, 2, steps=2, batch=4, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_dropped_conditions_are_null_and_the_others_stay(pipeline: Pipeline) -> None:
+    cond = pipeline.encode(PROMPTS)
+    half = pipeline.drop(cond, torch.tensor([False, True, False]))
+    null = pipeline.null(cond)
+    x, t = torch.randn(3, 3, 32, 32), torch.full((3,), 0.5)
+    with torch.no_grad():
+        seen, whole, nothing = (pipeline.velocity(x, t, c) for c in (half, cond, null))
+    assert torch.allclose(seen[::2], whole[::2], atol=1e-5)
+    assert torch.allclose(seen[1], nothing[1], atol=1e-5)
+    assert not torch.allclose(whole[1], nothing[1], atol=1e-3)
 
 
 def test_sampling_leaves_the_mode_alone(pipeline: Pipeline) -> None:

@@ -24,6 +24,7 @@ HOUSE = (
     "text",
     "weights",
     "pipeline",
+    "exchange",
     "pictures",
     "worlds",
     "data",

@@ -1,4 +1,4 @@
-"""The command line: five verbs. Whatever is slow to import is imported by the verb that needs it."""
+"""The command line, verb by verb. Whatever is slow to import is imported by the verb that needs it."""
 
 import json
 import shlex
@@ -28,6 +28,8 @@ The whole life of an image model in one code base.
   sample     draw pictures of a prompt
   eval       measure a model
   models     list the architectures and their published sizes
+  import     make a pipeline of a published model on this machine
+  export     write a pipeline in the format of other tools
 
 Each verb has its own --help. Start with: mezzotint sample "a red star above a blue circle"
 """
@@ -82,8 +84,8 @@ class SampleOptions:
     """Classifier-free guidance; 1 is off."""
     negative: str = ""
     """What to steer away from."""
-    size: int | None = None
-    """Side of the picture in pixels."""
+    size: str | None = None
+    """Side of the picture in pixels, or WIDTHxHEIGHT, as in 64x48."""
     solver: str | None = None
     """euler, heun, dpmpp_2m or consistency."""
 
@@ -110,6 +112,30 @@ class ModelsOptions:
 
     json: bool = False
     """Print one JSON array instead of a table."""
+
+
+@dataclass
+class ImportOptions:
+    """Make a pipeline of a published model that is on this machine: a diffusers folder, or a single .safetensors file with --base."""
+
+    source: tyro.conf.Positional[Path]
+    """A diffusers folder (with model_index.json), or the publisher's own single file."""
+    out: Path
+    """Folder of the pipeline, for --model of the other verbs."""
+    base: str = ""
+    """For a single file: the pipeline whose networks it replaces, and whose text encoders stay."""
+
+
+@dataclass
+class ExportOptions:
+    """Write a pipeline in the format of other tools."""
+
+    model: tyro.conf.Positional[str]
+    """An exported or imported pipeline, or the folder of a run."""
+    to: Literal["diffusers", "single-file"]
+    """A folder that diffusers' own classes load, or one .safetensors file under the publisher's names, without text encoders."""
+    out: Path
+    """The folder or the file to write."""
 
 
 def speedrun(options: SpeedrunOptions) -> None:
@@ -164,7 +190,8 @@ def sample(options: SampleOptions) -> None:
     from mezzotint.pipeline import load
 
     pipeline = load(options.model)
-    named = {"steps": options.steps, "guidance": options.guidance, "size": options.size, "solver": options.solver}
+    size = _size(options.size) if options.size else None
+    named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
     changes = {name: value for name, value in named.items() if value is not None}
     settings = pipeline.config.sampling.replace(**changes)
     with _progress() as progress:
@@ -183,12 +210,22 @@ def sample(options: SampleOptions) -> None:
         print(path)
 
 
+def _size(words: str) -> int | tuple[int, int]:
+    """A side, or height and width, from "64" or "WIDTHxHEIGHT"."""
+    numbers = words.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise UserError(f"--size must be a side in pixels or WIDTHxHEIGHT, as in 64 or 64x48, got {words!r}")
+    width, height = int(numbers[0]), int(numbers[-1])
+    return width if len(numbers) == 1 else (height, width)
+
+
 def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
     """The text that the ecosystem's tools read from a PNG: what made this picture."""
     negative = f"\nNegative prompt: {options.negative}" if options.negative else ""
+    height, width = settings.shape
     return (
         f"{options.prompt}{negative}\nSteps: {settings.steps}, Sampler: {settings.solver}, CFG scale: {settings.guidance}, "
-        f"Seed: {seed}, Size: {settings.size}x{settings.size}, Model: {options.model}"
+        f"Seed: {seed}, Size: {width}x{height}, Model: {options.model}"
     )
 
 
@@ -210,7 +247,7 @@ def evaluate(options: EvalOptions) -> None:
 
             if options.data is None:
                 raise UserError("the suite images needs a folder of images: --data DIR")
-            source = FolderConfig(path=str(options.data), size=pipeline.config.sampling.size).build()
+            source = FolderConfig(path=str(options.data), size=pipeline.config.sampling.side).build()
             result = images.evaluate(pipeline, source, progress=show)
     if options.json:
         print(json.dumps(result))
@@ -234,6 +271,35 @@ def models(options: ModelsOptions) -> None:
         size, work = f"{row['parameters'] / 1e9:.3g}B", f"{row['flops'] / 1e12:.3g}"
         table.add_row(row["name"], row["architecture"], size, work, str(row["pixels"]), str(row["text"] or ""), row["source"])
     Console().print(table)
+
+
+def import_(options: ImportOptions) -> None:
+    from mezzotint.exchange import INDEX, read_diffusers, read_single_file
+    from mezzotint.pipeline import load
+
+    if (options.source / INDEX).is_file():
+        pipeline = read_diffusers(options.source)
+    elif not options.source.exists():
+        raise UserError(f"no model at {options.source}: it does not exist")
+    elif options.source.is_dir():
+        raise UserError(f"{options.source} is no diffusers folder: expected {INDEX} there")
+    elif not options.base:
+        raise UserError("a single file has no text encoders; say with --base which pipeline of the same family lends the rest")
+    else:
+        pipeline = load(options.base, dtype=None)
+        for part in read_single_file(options.source, pipeline):
+            print(f"not read: {part}*", file=sys.stderr)
+    pipeline.save(options.out)
+    print(f"pipeline: {options.out}")
+
+
+def export(options: ExportOptions) -> None:
+    from mezzotint.exchange import write_diffusers, write_single_file
+    from mezzotint.pipeline import load
+
+    write = write_diffusers if options.to == "diffusers" else write_single_file
+    write(load(options.model, dtype=None), options.out)
+    print(options.out)
 
 
 def _print_result(result: dict[str, Any]) -> None:
@@ -286,6 +352,8 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "sample": (SampleOptions, sample),
     "eval": (EvalOptions, evaluate),
     "models": (ModelsOptions, models),
+    "import": (ImportOptions, import_),
+    "export": (ExportOptions, export),
 }
 
 

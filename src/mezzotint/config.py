@@ -6,6 +6,7 @@ Gotchas: `kind` is part of the file format of runs and checkpoints. Renaming a c
 """
 
 import dataclasses
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, get_type_hints
 
 from mezzotint.errors import UserError, unknown
@@ -83,3 +84,11 @@ def _fill(cls: type, data: Data, name: str) -> Any:
         else:
             values[field] = _from_data(value)
     return cls(**values)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file in `folder` that stored data names. UserError where the name leads out of the folder: data may come from anybody."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+        raise UserError(f"{folder} names a file outside of its folder: {name!r}; do not use it unless you know why")
+    return folder / path

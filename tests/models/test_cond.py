@@ -1,4 +1,4 @@
-"""Conditions beyond a text: what is joined, cut, dropped and said nothing of."""
+"""Conditions beyond a text: what is joined, cut and said nothing of."""
 
 import pytest
 import torch
@@ -70,10 +70,6 @@ def test_null_says_nothing_but_still_says_how() -> None:
     assert null.tokens.tolist() == [[-1] * 3] * 2
     for name in ("guidance", "size", "control", "origin"):
         assert torch.equal(getattr(null, name), getattr(cond, name))
-    assert equal(cond.drop(torch.tensor([True, True])), null)
-    half = cond.drop(torch.tensor([False, True]))
-    assert equal(half.index(slice(0, 1)), cond.masked().index(slice(0, 1)))
-    assert equal(half.index(slice(1, 2)), null.index(slice(1, 2)))
 
 
 def test_tokens_and_states_need_no_text() -> None:

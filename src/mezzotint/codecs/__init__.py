@@ -7,12 +7,11 @@ Gotchas: latents leave a codec already normalised; nobody else scales them.
 from collections.abc import Callable
 
 from mezzotint.codecs import deep, kl
-from mezzotint.codecs.codec import Codec
+from mezzotint.codecs.codec import Codec, CodecConfig
 from mezzotint.codecs.deep import Deep, DeepConfig
 from mezzotint.codecs.identity import Identity, IdentityConfig
 from mezzotint.codecs.kl import KL, KLConfig
-from mezzotint.config import Config
 
-PRESETS: dict[str, Callable[[], Config]] = {**kl.PRESETS, **deep.PRESETS}
+PRESETS: dict[str, Callable[[], CodecConfig]] = {**kl.PRESETS, **deep.PRESETS}
 
-__all__ = ["KL", "PRESETS", "Codec", "Deep", "DeepConfig", "Identity", "IdentityConfig", "KLConfig"]
+__all__ = ["KL", "PRESETS", "Codec", "CodecConfig", "Deep", "DeepConfig", "Identity", "IdentityConfig", "KLConfig"]

@@ -1,4 +1,4 @@
-"""What all learned codecs share: sizes, the normalisation of latents and the range of pictures.
+"""What all codecs share: sizes, the normalisation of latents and the range of pictures.
 
 B batch, C channels of the latents, H and W rows and columns of a picture in pixels, f pixels a side for one of the latents'.
 """
@@ -6,6 +6,8 @@ B batch, C channels of the latents, H and W rows and columns of a picture in pix
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
+
+from mezzotint import config
 
 
 class Codec(nn.Module, ABC):
@@ -51,3 +53,11 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def restore(self, z: Tensor) -> Tensor:
         """z (B, C, H / f, W / f) -> (B, 3, H, W), not clamped."""
+
+
+class CodecConfig(config.Config, ABC, kind="codec"):
+    """Base of the codecs' configurations."""
+
+    @abstractmethod
+    def build(self) -> Codec:
+        """The codec."""

@@ -24,14 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
-from mezzotint.codecs.codec import Codec
+from mezzotint.codecs.codec import Codec, CodecConfig
 from mezzotint.models.attention import attend_linearly
 from mezzotint.models.blocks import MixFFN
 
 
 @dataclass
-class DeepConfig(config.Config, kind="deep"):
+class DeepConfig(CodecConfig, kind="deep"):
     """Sizes of a deep-compression autoencoder; as they stand here, those of SANA's.
 
     widths: channels of every level, from the picture down; each level but the last halves its sides. encoder_depths, decoder_depths:

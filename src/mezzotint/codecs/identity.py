@@ -2,30 +2,27 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mezzotint import config
+from mezzotint.codecs.codec import Codec, CodecConfig
 
 
 @dataclass
-class IdentityConfig(config.Config, kind="identity"):
+class IdentityConfig(CodecConfig, kind="identity"):
     """Nothing to set."""
 
     def build(self) -> "Identity":
         return Identity()
 
 
-class Identity(nn.Module):
-    """Encodes and decodes (B, C, H, W) in [-1, 1] to itself. Decoding clamps: a picture has no values beyond."""
+class Identity(Codec):
+    """Pictures are their own latents, of three channels."""
 
-    factor = 1
+    def __init__(self) -> None:
+        super().__init__(channels=3, factor=1, scale=1.0)
 
-    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture of (height, width)."""
-        return 3, *size
-
-    def encode(self, images: Tensor) -> Tensor:
+    def compress(self, images: Tensor) -> Tensor:
         return images
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents.clamp(-1, 1)
+    def restore(self, z: Tensor) -> Tensor:
+        return z

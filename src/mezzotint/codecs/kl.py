@@ -20,8 +20,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
-from mezzotint.codecs.codec import Codec
+from mezzotint.codecs.codec import Codec, CodecConfig
 from mezzotint.models.attention import SelfAttention
 from mezzotint.models.blocks import ResBlock, zero
 
@@ -29,7 +28,7 @@ EPS = 1e-6  # of all group norms
 
 
 @dataclass
-class KLConfig(config.Config, kind="kl"):
+class KLConfig(CodecConfig, kind="kl"):
     """Sizes of a KL autoencoder; as they stand here, those of Stable Diffusion 1.5.
 
     widths: channels of every level, from the picture down; each level but the last halves its sides. layers: residual blocks of a

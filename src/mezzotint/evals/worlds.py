@@ -109,7 +109,7 @@ def evaluate(
     scores = {split: {task: x for (task, s), x in zip(tasks, right, strict=True) if s == split} for split in ("train", "held-out")}
     style, light, centred = judge.preference(images[:seen]).mean(0).tolist()
     rng = random.Random(f"worlds-eval-reference-{protocol.seed}")
-    reference = features.scattering(render([draw(rng) for _ in range(seen)], settings.size))
+    reference = features.scattering(render([draw(rng) for _ in range(seen)], settings.side))
     found = features.scattering(images[:seen])
     return {
         "suite": "worlds",

@@ -273,11 +273,9 @@ def from_discrete(network: Network, alphas_cumprod: Tensor, kind: Prediction) ->
     Between two indices i is linear in t, which is finite even where the signal-to-noise ratio is zero; times beyond the table are
     read at its ends (`_readable`). ValueError where the network predicts noise, or the score, and the table ends in pure noise.
     """
-    _check_table(alphas_cumprod)
-    abar = alphas_cumprod.double()
-    if kind in ("noise", "score") and abar[-1] == 0:
+    table = table_times(alphas_cumprod)
+    if kind in ("noise", "score") and alphas_cumprod[-1] == 0:
         raise ValueError(f"kind {kind!r} says nothing of data at a signal-to-noise ratio of zero, where alphas_cumprod ends")
-    table = 1 / (1 + (abar / (1 - abar)).sqrt())
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         times = table.to(t.device)
@@ -291,6 +289,13 @@ def from_discrete(network: Network, alphas_cumprod: Tensor, kind: Prediction) ->
         return _as_seen(v, n * unit, where, x, t)
 
     return denoise
+
+
+def table_times(alphas_cumprod: Tensor) -> Tensor:
+    """(N,) times in float64 at which the linear path has the signal-to-noise ratios of a table, rising."""
+    _check_table(alphas_cumprod)
+    abar = alphas_cumprod.double()
+    return 1 / (1 + (abar / (1 - abar)).sqrt())
 
 
 def _readable(t: Tensor, kind: Prediction, times: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Consistency(Method):
         """One guided Euler step of the teacher from t to s."""
         teacher = self._role("teacher")
         cond: Cond = teacher.encode(prompts)
-        return x + like(s - t, x) * teacher.guided(cond, cond.null(), self.config.guidance)(x, t)
+        return x + like(s - t, x) * teacher.guided(cond, self.config.guidance)(x, t)
 
     def _to_end(self, pipeline: Pipeline, prompts: list[str], x: Tensor, t: Tensor, end: Tensor) -> Tensor:
         """One straight jump from t to the end of its segment."""

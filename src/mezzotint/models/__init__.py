@@ -8,10 +8,10 @@ Gotchas: an image is a video of one frame; positions have three axes and the fir
 
 from collections.abc import Callable
 
-from mezzotint.config import Config
 from mezzotint.models import class_dit, flux, fuse_dit, hidream, lumina2, mmdit, pixart, sana, simple_uvit, transfusion, unet, uvit
 from mezzotint.models.class_dit import ClassDiT, ClassDiTConfig
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.dit import DiT, DiTConfig
 from mezzotint.models.dit_air import DiTAir, DiTAirConfig
 from mezzotint.models.flux import Flux, FluxConfig
@@ -26,7 +26,7 @@ from mezzotint.models.transfusion import Transfusion, TransfusionConfig
 from mezzotint.models.unet import UNet, UNetConfig
 from mezzotint.models.uvit import UViT, UViTConfig
 
-PRESETS: dict[str, Callable[[], Config]] = {
+PRESETS: dict[str, Callable[[], DenoiserConfig]] = {
     **unet.PRESETS,
     **uvit.PRESETS,
     **simple_uvit.PRESETS,
@@ -46,6 +46,7 @@ __all__ = [
     "ClassDiT",
     "ClassDiTConfig",
     "Cond",
+    "DenoiserConfig",
     "DiT",
     "DiTAir",
     "DiTAirConfig",

@@ -18,18 +18,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import CrossAttention, SelfAttention
 from mezzotint.models.blocks import MLP, Head, Modulation, gated, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, as_picture, patchify, sincos_2d_mae, spanning_positions, unpatchify
 
 Variant = Literal["adaln_zero", "cross_attention", "in_context"]
 
 
 @dataclass
-class ClassDiTConfig(config.Config, kind="class_dit"):
+class ClassDiTConfig(DenoiserConfig, kind="class_dit"):
     """Sizes of a DiT; as they stand here, those of XL/2 at 256 px.
 
     variant: how time and class reach the blocks. classes: labels from 0 to one less. span: positions run from 0 to this along both

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mezzotint.flow.path import like
-
 # Along which axis a field counts tokens: batches of unlike lengths are padded there.
 TOKENS = {"text": 1, "mask": 1, "states": 2, "states_mask": 1, "tokens": 1}
 # What is zero, or False, where a condition says nothing, and what is -1 there.
 SAID = ("text", "mask", "pooled", "states", "states_mask")
 NUMBERED = ("label", "tokens")
+# What a network computes with; numbers that it embeds keep their precision.
+FEATURES = ("text", "pooled", "states", "control")
 
 
 @dataclass
@@ -77,6 +77,10 @@ class Cond:
         """The same on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
+    def in_precision(self, dtype: torch.dtype) -> Self:
+        """The same with its features in the precision of a network."""
+        return replace(self, **{name: value.to(dtype) for name in FEATURES if (value := getattr(self, name)) is not None})
+
     def index(self, rows: Tensor | slice) -> Self:
         """Some of the rows."""
         return self._map(lambda tensor: tensor[rows])
@@ -95,18 +99,11 @@ class Cond:
         return replace(self, mask=mask, states_mask=states_mask)
 
     def null(self) -> Self:
-        """Conditions of the same shapes that say nothing: what guidance steps away from. Guidance, size, control and origin stay."""
+        """Conditions of the same shapes that say nothing. Guidance, size, control and origin stay."""
         whole = self.masked()
         nothing = {name: torch.zeros_like(value) for name in SAID if (value := getattr(whole, name)) is not None}
         unnumbered = {name: torch.full_like(value, -1) for name in NUMBERED if (value := getattr(whole, name)) is not None}
         return replace(whole, **nothing, **unnumbered)
-
-    def drop(self, which: Tensor) -> Self:
-        """The rows where `which` (B,) is True replaced by null ones, as training for guidance needs."""
-        whole = self.masked()
-        kept = {name: value * like(~which, value) for name in SAID if (value := getattr(whole, name)) is not None}
-        numbered = {name: value.where(like(~which, value), -1) for name in NUMBERED if (value := getattr(whole, name)) is not None}
-        return replace(whole, **kept, **numbered)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import with_image
 from mezzotint.models.blocks import AdaBlock, Modulation, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, image_positions, patch_grid, patchify, rope, rope_axes, sincos_2d, unpatchify
 
 
 @dataclass
-class DiTConfig(config.Config, kind="dit"):
+class DiTConfig(DenoiserConfig, kind="dit"):
     """Sizes of a DiT. patch: side of what a token sees and draws. stride: from one patch to the next, 0 for the patch itself;
     where a smaller one lets them overlap, what they draw adds up. text_width: of the text features. prediction: what the output means.
     """

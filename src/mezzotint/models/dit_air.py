@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import SelfAttention, with_image
 from mezzotint.models.blocks import MLP, Head, Modulation, gated, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_video, image_positions, patchify, rope, rope_axes, unpatchify
 
 Part = Literal["modulation", "attention", "mlp"]
@@ -28,7 +28,7 @@ PARTS: tuple[Part, ...] = ("modulation", "attention", "mlp")
 
 
 @dataclass
-class DiTAirConfig(config.Config, kind="dit_air"):
+class DiTAirConfig(DenoiserConfig, kind="dit_air"):
     """Sizes of a DiT-Air.
 
     shared: the parts that all blocks have in common, of "modulation" (6 D^2 parameters), "attention" (4 D^2) and "mlp" (8 D^2).

@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, attend, with_image
 from mezzotint.models.blocks import MLP, Head, JointBlock, Modulation, Stream, gated, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_video, image_positions, patchify, rope, rotate, unpatchify
 
 
 @dataclass
-class FluxConfig(config.Config, kind="flux"):
+class FluxConfig(DenoiserConfig, kind="flux"):
     """Sizes of a FLUX.1; as they stand here, those of dev.
 
     joint, single: numbers of blocks with two streams and with one. axes: channels of a head that turn with frame, row and column.
@@ -45,6 +45,10 @@ class FluxConfig(config.Config, kind="flux"):
     text_width: int = 4096
     pooled_width: int = 768
     prediction: Prediction = "velocity"
+
+    @property
+    def distilled(self) -> bool:
+        return self.guidance
 
     def build(self) -> "Flux":
         return Flux(self)

@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, attend, with_image
 from mezzotint.models.blocks import initialise
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import as_picture, image_positions, patchify, rope, rotate, unpatchify
 
 
 @dataclass
-class FuseDiTConfig(config.Config, kind="fuse_dit"):
+class FuseDiTConfig(DenoiserConfig, kind="fuse_dit"):
     """Sizes of a FuseDiT; as they stand here, those beside Gemma 2 2B.
 
     depth, heads, kv_heads, head, theta: layers, query heads, key heads, channels of a head and base of the rotations, as the language

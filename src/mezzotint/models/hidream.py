@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV
 from mezzotint.models.blocks import Head, Stream, SwiGLU, converse, gated, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_video, image_positions, patchify, rope, unpatchify
 
 
 @dataclass
-class HiDreamConfig(config.Config, kind="hidream"):
+class HiDreamConfig(DenoiserConfig, kind="hidream"):
     """Sizes of a HiDream; as they stand here, those of I1.
 
     joint, single: numbers of blocks with two streams and with one. layers: which of `Cond.states` each block reads. axes:

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import SelfAttention, with_image
 from mezzotint.models.blocks import Modulation, SwiGLU, initialise
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, as_video, image_positions, patchify, rope, unpatchify
 
 
 @dataclass
-class Lumina2Config(config.Config, kind="lumina2"):
+class Lumina2Config(DenoiserConfig, kind="lumina2"):
     """Sizes of a Lumina 2; as they stand here, those of Lumina-Image 2.0.
 
     refiners: blocks for text and for image alone. depth: joint blocks. kv_heads: key heads. axes: channels of a head that turn

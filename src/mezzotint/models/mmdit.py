@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, QKNorm, SelfAttention, with_image
 from mezzotint.models.blocks import MLP, Head, JointBlock, Source, Stream, gated, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_picture, image_positions, patchify, sincos_2d_mae, unpatchify
 
 
 @dataclass
-class MMDiTConfig(config.Config, kind="mmdit"):
+class MMDiTConfig(DenoiserConfig, kind="mmdit"):
     """Sizes of an MMDiT; as they stand here, SD3 medium's.
 
     table: side in patches of the largest picture; all pictures share its centre. base: positions in the table run from 0 to
@@ -46,6 +46,12 @@ class MMDiTConfig(config.Config, kind="mmdit"):
 
     def build(self) -> "MMDiT":
         return MMDiT(self)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = super().grid(height, width)
+        if max(rows, columns) > self.table:
+            raise ValueError(f"height and width must be at most {self.table} patches of {self.patch}, got {rows}x{columns}")
+        return rows, columns
 
 
 class DualStream(Stream):
@@ -102,7 +108,7 @@ class MMDiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         p = self.config.patch
         picture = as_picture(x, p)
-        image = self.embed_patch(patchify(picture, p)) + self._cropped(picture.shape[-2] // p, picture.shape[-1] // p)
+        image = self.embed_patch(patchify(picture, p)) + self._cropped(*self.config.grid(*picture.shape[-2:]))
         text = self.embed_text(cond.text)
         mask = with_image(cond.mask, image)
         c = self.embed_time(t) + self.embed_pooled(cond.pooled)
@@ -115,8 +121,6 @@ class MMDiT(nn.Module):
     def _cropped(self, rows: int, columns: int) -> Tensor:
         """(1, rows columns, D) from the middle of the table."""
         side = self.config.table
-        if max(rows, columns) > side:
-            raise ValueError(f"height and width must be at most {side} patches of {self.config.patch}, got {rows}x{columns}")
         top, left = (side - rows) // 2, (side - columns) // 2
         table = self.positions.unflatten(1, (side, side))
         return table[:, top : top + rows, left : left + columns].flatten(1, 2).to(self.embed_patch.weight.dtype)

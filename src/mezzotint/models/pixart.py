@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import CrossAttention, SelfAttention
 from mezzotint.models.blocks import MLP, Head, ModulationTable, SharedModulation, TableHead, gated, initialise, modulate
 from mezzotint.models.class_dit import AdaLNZeroBlock, ClassDiT
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import (
     SizeEmbedding,
     TextEmbedding,
@@ -34,7 +34,7 @@ from mezzotint.models.embed import (
 
 
 @dataclass
-class PixArtConfig(config.Config, kind="pixart"):
+class PixArtConfig(DenoiserConfig, kind="pixart"):
     """Sizes of a PixArt; as they stand here, those of alpha at 1024 px.
 
     span: positions run from 0 to this along both sides, whatever the size of the picture. size: whether it is told the picture's

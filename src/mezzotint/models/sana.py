@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, CrossAttention, attend_linearly
 from mezzotint.models.blocks import MixFFN, ModulationTable, SharedModulation, TableHead, gated, initialise, modulate
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TextEmbedding, TimeEmbedding, as_picture, patchify, unpatchify
 
 
 @dataclass
-class SanaConfig(config.Config, kind="sana"):
+class SanaConfig(DenoiserConfig, kind="sana"):
     """Sizes of a SANA; as they stand here, those of 1.6B.
 
     heads: of the linear attention; cross_heads: of the attention to text. ratio: hidden channels of the MLP for one of D.

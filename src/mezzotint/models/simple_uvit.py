@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import PlainAttention, SelfAttention
 from mezzotint.models.blocks import zero
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, as_picture, resample
 
 
 @dataclass
-class SimpleUViTConfig(config.Config, kind="simple_uvit"):
+class SimpleUViTConfig(DenoiserConfig, kind="simple_uvit"):
     """Sizes of a simple diffusion U-ViT; as they stand here, those for ImageNet at 128 px.
 
     widths: channels of the levels with convolutions, from the picture down; layers: residual blocks of each, on either way. Every

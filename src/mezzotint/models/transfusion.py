@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, attend, with_image
 from mezzotint.models.blocks import SwiGLU, initialise
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, as_video, patchify, rope, rotate, unpatchify
 
 
 @dataclass
-class TransfusionConfig(config.Config, kind="transfusion"):
+class TransfusionConfig(DenoiserConfig, kind="transfusion"):
     """Sizes of a Transfusion; as they stand here, those of 7B.
 
     hidden: of the MLP. vocabulary: tokens have numbers from 0 to one less; the last is BOI, which the network places itself. The

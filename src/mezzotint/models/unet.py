@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import PlainAttention
 from mezzotint.models.blocks import GEGLU, ResBlock, zero
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_picture, sinusoid
 
 # What SDXL is told of the picture, each number as a sinusoid: the origin's four and the size's two.
@@ -31,7 +31,7 @@ NUMBERS, FREQUENCIES = 6, 256
 
 
 @dataclass
-class UNetConfig(config.Config, kind="unet"):
+class UNetConfig(DenoiserConfig, kind="unet"):
     """Sizes of a UNet; as they stand here, those of Stable Diffusion 1.5.
 
     widths: channels of every level, from the picture down. depths: blocks in the spatial transformers of a level, 0 where there

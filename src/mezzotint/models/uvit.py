@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import PlainAttention, with_image
 from mezzotint.models.blocks import MLP
 from mezzotint.models.cond import Cond
+from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import as_picture, patchify, resample, sinusoid, unpatchify
 
 
 @dataclass
-class UViTConfig(config.Config, kind="uvit"):
+class UViTConfig(DenoiserConfig, kind="uvit"):
     """Sizes of a U-ViT; as they stand here, those of H/2 for ImageNet at 256 px.
 
     depth: blocks beside the one in the middle. side: of the table of positions, in patches. smooth: whether a 3 x 3 convolution

@@ -1,10 +1,12 @@
 """Where it fits: prompts to the conditions that denoisers take.
 
-In: a byte-level encoder that is trained with the model and needs no download.
+In: a byte-level encoder that is trained with the model and needs no download; those of published models, frozen.
 Out: caption writing (worlds, data).
 Gotchas: the empty prompt is the null condition, in every encoder.
 """
 
 from mezzotint.text.bytes import ByteEncoder, ByteEncoderConfig
+from mezzotint.text.encoder import TextConfig, TextEncoder
+from mezzotint.text.published import EncoderConfig, PublishedConfig
 
-__all__ = ["ByteEncoder", "ByteEncoderConfig"]
+__all__ = ["ByteEncoder", "ByteEncoderConfig", "EncoderConfig", "PublishedConfig", "TextConfig", "TextEncoder"]

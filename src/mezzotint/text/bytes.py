@@ -14,15 +14,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint import config
 from mezzotint.models.blocks import Block
 from mezzotint.models.cond import Cond
 from mezzotint.models.embed import rope, sinusoid
+from mezzotint.text.encoder import TextConfig, TextEncoder
 
 NEIGHBOURS = 5  # words that a word's convolution sees: two to either side
 
@@ -30,7 +31,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass
-class ByteEncoderConfig(config.Config, kind="bytes"):
+class ByteEncoderConfig(TextConfig, kind="bytes"):
     """Sizes. word_bytes: longer words are cut into several tokens. max_words: longer texts are cut, with a warning."""
 
     width: int = 128
@@ -49,7 +50,7 @@ def _numbers(word: bytes, size: int) -> tuple[int, ...]:
     return tuple(1 + 256 * place + byte for place, byte in enumerate(word)) + (0,) * (size - len(word))
 
 
-class ByteEncoder(nn.Module):
+class ByteEncoder(TextEncoder):
     """Prompts -> Cond: text (B, L, D), mask (B, L), pooled (B, D). L is the longest prompt's word count, at least 1."""
 
     def __init__(self, config: ByteEncoderConfig) -> None:
@@ -77,6 +78,9 @@ class ByteEncoder(nn.Module):
         text = self.norm(x) * mask[..., None]
         pooled = F.layer_norm(text.sum(1), (self.config.width,)) * mask.any(dim=1, keepdim=True)
         return Cond(text, mask, pooled)
+
+    def store(self, folder: Path) -> ByteEncoderConfig:
+        return self.config
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, W) int64: 0 where there is no byte, else 1 + 256 * place in the word + byte."""

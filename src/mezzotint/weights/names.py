@@ -169,6 +169,10 @@ class Names:
         _complain(left, [name for name in needed if name not in known])
         return list(moves.values())
 
+    def knows(self, names: Iterable[str], side: Side = "theirs") -> bool:
+        """Whether there is a rule for every name."""
+        return all(self._move(name, side) for name in names)
+
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of theirs under our names. ValueError as in `plan`."""
         result: dict[str, Tensor] = {}
@@ -195,13 +199,39 @@ class Names:
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], names: Names) -> None:
     """Fill a network of ours with their weights. ValueError that lists what is missing, left over or of another shape."""
-    given, own = names.to_ours(state), net.state_dict()
+    given = names.to_ours(state)
+    _check(net, given)
+    net.load_state_dict(given)
+
+
+def stream(net: nn.Module, state: Mapping[str, Tensor], meta: Mapping[str, Tensor], names: Names) -> None:
+    """As `fill`, but tensors of `state` are read, put in place and let go of one by one; `meta` are the same without numbers.
+
+    They take the place of the network's own, which may be on the meta device, in the precision that they come in.
+    """
+    _check(net, names.to_ours(meta))
+    for move in names.plan(state, "theirs"):
+        for name, tensor in zip(move.ours, move.change.to_ours([state[n] for n in move.theirs]), strict=True):
+            put(net, name, tensor.contiguous())
+
+
+def put(net: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make a tensor the parameter or the buffer of this name; whether it is trained stays."""
+    place, _, leaf = name.rpartition(".")
+    module = net.get_submodule(place)
+    if (old := module._parameters.get(leaf)) is not None:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _check(net: nn.Module, given: Mapping[str, Tensor]) -> None:
+    own = net.state_dict()
     _complain([name for name in given if name not in own], [name for name in own if name not in given])
     shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in own}
     wrong = [f"{name} is {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
     if wrong:
         raise ValueError(f"{len(wrong)} weights have another shape: {', '.join(wrong)}")
-    net.load_state_dict(given)
 
 
 def _pattern(name: str) -> re.Pattern[str]:

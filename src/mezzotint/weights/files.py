@@ -1,0 +1,103 @@
+"""Reading safetensors files, whole or in shards, tensor by tensor.
+
+Nothing else is read: a pickle (.bin, .ckpt, .pt, .pth) runs whatever code its writer put into it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mezzotint.config import inside
+from mezzotint.errors import UserError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of some files by name. Each is read when it is asked for, and kept by whoever asked. UserError for a damaged file."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)  # by the tensor's name
+        self._open: dict[Path, Any] = {path: opened(path) for path in sorted(set(self._files.values()))}
+        absent = [name for name, path in self._files.items() if name not in self._open[path].keys()]  # noqa: SIM118  # no dict
+        if absent:
+            raise UserError(f"{self._files[absent[0]]} does not hold what its index says: {', '.join(absent)}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._open[self._files[name]].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def meta(self) -> dict[str, Tensor]:
+        """The same without numbers, from the files' headers."""
+        result = {}
+        for name, path in self._files.items():
+            shape = self._open[path].get_slice(name).get_shape()
+            result[name] = torch.empty(shape, device="meta")
+        return result
+
+
+class Part(Mapping[str, Tensor]):
+    """Those tensors of a mapping whose names begin with a prefix, without it."""
+
+    def __init__(self, whole: Mapping[str, Tensor], prefix: str) -> None:
+        self._whole, self._prefix = whole, prefix
+        self._names = [name.removeprefix(prefix) for name in whole if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._whole[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def opened(path: Path) -> Any:
+    """A safetensors file, its header read. UserError where it is none."""
+    if path.suffix in PICKLES:
+        raise UserError(f"{path} is a pickle, and reading one runs any code that is in it; look for a .safetensors file of the same model")
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def read_file(path: Path) -> Stored:
+    """The tensors of one file."""
+    return Stored(dict.fromkeys(opened(path).keys(), path))
+
+
+def read_folder(folder: Path, stem: str) -> Stored:
+    """The tensors of STEM.safetensors, or of the shards that STEM.safetensors.index.json lists. UserError where there are none."""
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file():
+        return read_file(whole)
+    if index.is_file():
+        return Stored({name: inside(folder, file) for name, file in read_json(index).get("weight_map", {}).items()})
+    pickles = [path for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
+    if pickles:
+        opened(pickles[0])
+    raise UserError(f"no weights in {folder}: expected {whole.name} or {index.name}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file. UserError where it is none."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return data
