@@ -8,12 +8,13 @@ import diffusers
 import torch
 import transformers
 from models.parity import scatter
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 VOCABULARY = sorted({*map(chr, range(97, 123)), *(chr(c) + "</w>" for c in range(97, 123))})
 
 
-def clip(projected: bool, width: int = 16) -> tuple[Any, Any]:
+def clip(projected: bool, width: int = 16, positions: int = 77) -> tuple[Any, Any]:
     """A CLIP text encoder, and a tokenizer whose tokens are letters."""
     vocabulary = {word: number for number, word in enumerate([*VOCABULARY, "<|startoftext|>", "<|endoftext|>"])}
     end = vocabulary["<|endoftext|>"]
@@ -23,6 +24,7 @@ def clip(projected: bool, width: int = 16) -> tuple[Any, Any]:
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=2,
+        max_position_embeddings=positions,
         projection_dim=width + 4 if projected else width,
         bos_token_id=end - 1,
         eos_token_id=end,
@@ -45,6 +47,8 @@ def gemma(width: int = 16) -> tuple[Any, Any]:
     letters = [*map(chr, range(32, 127)), "\u2581", "\n"]
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters])}
     tokenizer = transformers.GemmaTokenizerFast(vocab=vocabulary, merges=[])
+    begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    tokenizer.backend_tokenizer.post_processor = begin  # so that the empty prompt has a token, as Gemma's
     config = transformers.Gemma2Config(
         vocab_size=len(vocabulary),
         hidden_size=width,

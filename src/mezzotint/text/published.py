@@ -231,10 +231,11 @@ class Published(TextEncoder):
         tokens = [torch.cat([one.features.float() for one in run], dim=2) for run in runs]
         width = max(x.shape[2] for x in tokens)
         text = torch.cat([F.pad(x, (0, width - x.shape[2])) for x in tokens], dim=1).to(device)
-        masks = [run[0].mask for run in runs if run[0].mask is not None]
+        masks = [torch.ones_like(run[0].features[..., 0], dtype=torch.bool) if run[0].mask is None else run[0].mask for run in runs]
+        mask = torch.cat(masks, dim=1) if any(run[0].mask is not None for run in runs) else None
         pooled = [one.pooled.float() for one in said if one.pooled is not None]
         states = [(one.states.float(), one.mask) for one in said if one.states is not None]
-        cond = Cond(text, torch.cat(masks, dim=1) if masks else None, torch.cat(pooled, dim=1) if pooled else text.new_zeros(len(text), 0))
+        cond = Cond(text, mask, torch.cat(pooled, dim=1) if pooled else text.new_zeros(len(text), 0))
         if states:
             cond.states, cond.states_mask = states[0]
         if self.config.zeros:

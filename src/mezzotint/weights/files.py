@@ -30,7 +30,7 @@ class Stored(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._open[self._files[name]].get_tensor(name)
-        return tensor
+        return tensor.clone()  # a view of the file may lie unaligned, and products then differ in their last bits
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
