@@ -91,8 +91,11 @@ class PublishedConfig(TextConfig, kind="published"):
 
     def found_in(self, folder: Path) -> Self:
         """Its places are folders inside `folder`, or it is a UserError."""
-        found = [tuple(str(config.inside(folder, place)) if place else "" for place in (e.weights, e.tokenizer)) for e in self.encoders]
-        return self.at(found)
+
+        def found(place: str) -> str:
+            return str(config.inside(folder, place)) if place else ""
+
+        return self.at([(found(e.weights), found(e.tokenizer)) for e in self.encoders])
 
     def at(self, places: Sequence[tuple[str, str]]) -> Self:
         """The same with the weights and the tokenizer of each encoder at these places. An encoder at ("", "") is left out."""
@@ -133,7 +136,8 @@ class Encoder:
         if not self.config.instruction:
             return self._read(prompts, "")
         parts = [self._read([prompt], self.config.instruction if prompt else "") for prompt in prompts]
-        return Said(*(None if x[0] is None else torch.cat(x) for x in zip(*(vars(part).values() for part in parts), strict=True)))
+        joined: Any = (None if x[0] is None else torch.cat(x) for x in zip(*(vars(part).values() for part in parts), strict=True))
+        return Said(*joined)
 
     @torch.no_grad()
     def _read(self, prompts: Sequence[str], instruction: str) -> "Said":

@@ -305,7 +305,7 @@ def _read_deep(data: Data) -> DeepConfig:
 def _write_deep(config: DeepConfig) -> Data:
     convs = len(config.widths) - config.attending
     kinds = ["ResBlock"] * convs + ["EfficientViTBlock"] * config.attending
-    scales = [[]] * convs + [list(config.kernels)] * config.attending
+    scales: list[list[int]] = [[]] * convs + [list(config.kernels)] * config.attending
     return {
         "in_channels": 3,
         "latent_channels": config.channels,
