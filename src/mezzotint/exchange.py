@@ -121,7 +121,7 @@ def _read_schedule(data: Data) -> tuple[PathConfig, Prediction, Any]:
     """Path, what the network predicts there, and the shift of times."""
     if data.get("use_flow_sigmas") or "FlowMatch" in str(data.get("_class_name")):
         if not data.get("use_dynamic_shifting"):
-            return LinearPath(), "velocity", float(data.get("flow_shift", data.get("shift", 1.0)))
+            return LinearPath(), "velocity", float(data["flow_shift"] if "flow_shift" in data else data.get("shift", 1.0))
         if different := [key for key, value in DYNAMIC.items() if data.get(key, value) != value]:
             raise UserError(f"the scheduler shifts times by another rule than FLUX's: {', '.join(different)}")
         return LinearPath(), "velocity", "flux"
@@ -163,12 +163,12 @@ def write_diffusers(pipeline: Pipeline, folder: Path) -> None:
                 index[part + suffix] = ["transformers", type(value).__name__]
     if family.text == "sdxl":
         index["force_zeros_for_empty_prompt"] = pipeline.text.config.zeros
-    for part, net in ((family.network, pipeline.denoiser), ("vae", pipeline.codec)):
-        architecture = of_ours(net.config)
+    given = ((family.network, pipeline.denoiser, pipeline.config.denoiser), ("vae", pipeline.codec, pipeline.config.codec))
+    for part, net, config in given:
+        architecture = of_ours(config)
         size = {"sample_size": pipeline.config.sampling.side // pipeline.codec.factor} if part == "unet" else {}
-        _write_network(
-            folder / part, {**architecture.write(net.config), **size}, architecture.names(net.config).to_theirs(net.state_dict())
-        )
+        tensors = architecture.names(config).to_theirs(net.state_dict())
+        _write_network(folder / part, {**architecture.write(config), **size}, tensors)
         index[part] = ["diffusers", architecture.name]
     schedule = _write_schedule(pipeline)
     _write_json(folder / "scheduler" / "scheduler_config.json", schedule)

@@ -77,6 +77,7 @@ def test_hidream_reads_all_layers_of_its_language_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoders = [peers.clip(True, positions=128), peers.clip(True, 20, positions=128), peers.t5(24), peers.gemma()]
     for number, (model, tokenizer) in enumerate(encoders):
+        tokenizer.pad_token = tokenizer.eos_token  # as their pipeline has it for Llama, whose files have none
         model.save_pretrained(tmp_path / str(number))
         tokenizer.save_pretrained(tmp_path / str(number))
         tokenizer.model_max_length, tokenizer.padding_side = 1000, "right"  # as those of its Llama

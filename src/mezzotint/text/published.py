@@ -120,6 +120,8 @@ class Encoder:
         self.model: Any = _pretrained(model, config.weights, use_safetensors=True, dtype="auto").requires_grad_(False).eval()
         self.tokenizer: Any = _pretrained(transformers.AutoTokenizer, config.tokenizer)
         self.tokenizer.padding_side = "right"
+        if self.tokenizer.pad_token is None:  # Llama's
+            self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
         return self
