@@ -88,5 +88,5 @@ def images(size: SizeName = "s") -> RunConfig:
     config = worlds(size)
     config.pipeline.denoiser = config.pipeline.denoiser.replace(patch=PATCH // 2, stride=STRIDE // 2)
     config.data = FolderConfig(path="", size=config.data.size)
-    config.train = config.train.replace(steps=2 * config.train.steps, batch=config.train.batch // 2, preview_prompts=())
+    config.train = config.train.replace(batch=config.train.batch // 2, preview_prompts=())
     return config
