@@ -119,7 +119,7 @@ def test_loading_refuses_what_is_no_pipeline(pipeline: Pipeline, tiny: PipelineC
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
+    with pytest.raises(UserError, match=r"cannot read .*model\.safetensors"):
         load(tmp_path)
     weights.write_bytes(whole)
     data = json.loads((tmp_path / "pipeline.json").read_text())
