@@ -48,8 +48,19 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.inner(x).chunk(2, dim=-1)
-        out: Tensor = self.outer(F.silu(gate) * value)
+        out: Tensor = self.outer(self.open(gate) * value)
         return out
+
+    def open(self, gate: Tensor) -> Tensor:
+        """How far each channel is let through."""
+        return F.silu(gate)
+
+
+class GeGLU(SwiGLU):
+    """The same with a GELU (tanh), as Gemma has it: W_2 (gelu(W_1 x) * W_3 x)."""
+
+    def open(self, gate: Tensor) -> Tensor:
+        return F.gelu(gate, approximate="tanh")
 
 
 class Modulation(nn.Module):

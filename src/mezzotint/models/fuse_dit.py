@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, attend, with_image
-from mezzotint.models.blocks import initialise
+from mezzotint.models.blocks import GeGLU, initialise
 from mezzotint.models.cond import Cond
 from mezzotint.models.denoiser import DenoiserConfig
 from mezzotint.models.embed import as_picture, image_positions, patchify, rope, rotate, unpatchify
@@ -50,20 +49,6 @@ class FuseDiTConfig(DenoiserConfig, kind="fuse_dit"):
         return FuseDiT(self)
 
 
-class GemmaMLP(nn.Module):
-    """D -> hidden -> D with a gated GELU (tanh) and no biases: W_2 (gelu(W_1 x) * W_3 x)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(dim, 2 * hidden, bias=False)
-        self.outer = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.inner(x).chunk(2, dim=-1)
-        out: Tensor = self.outer(F.gelu(gate, approximate="tanh") * value)
-        return out
-
-
 class FuseDiTBlock(nn.Module):
     """A block of the image, which also attends to the keys and values of a layer of the language model."""
 
@@ -73,7 +58,7 @@ class FuseDiTBlock(nn.Module):
         self.norm_1, self.norm_2, self.norm_3, self.norm_4 = (nn.RMSNorm(dim, eps=1e-6) for _ in range(4))
         self.qkv = QKV(dim, heads, kv_heads=config.kv_heads, head=config.head, bias=False, norm="head")
         self.out = nn.Linear(heads * config.head, dim, bias=False)
-        self.mlp = GemmaMLP(dim, config.hidden)
+        self.mlp = GeGLU(dim, config.hidden)
 
     def forward(self, x: Tensor, said: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, N, D), said (B, L, 2 kv_heads d), rotation over x, mask over [said, x] -> x."""
