@@ -81,11 +81,11 @@ CASES = {
 }
 
 
-def inputs(parity: Any, config: Any, side: int) -> tuple[Tensor, Tensor, Cond]:
-    """A picture, a time, and the conditions of the parity test with texts of usual length."""
-    x, t, cond = parity.inputs(config, (side, side), rows=1)
-    text = torch.randn(1, TEXT, cond.text.shape[2]) if cond.text.numel() else cond.text
-    states = None if cond.states is None else torch.randn(*cond.states.shape[:2], TEXT, cond.states.shape[3])
+def inputs(parity: Any, config: Any, side: int, rows: int = 1, length: int = TEXT) -> tuple[Tensor, Tensor, Cond]:
+    """Pictures, times, and the conditions of the parity test with texts of usual length."""
+    x, t, cond = parity.inputs(config, (side, side), rows)
+    text = torch.randn(rows, length, cond.text.shape[2]) if cond.text.numel() else cond.text
+    states = None if cond.states is None else torch.randn(*cond.states.shape[:2], length, cond.states.shape[3])
     return x, t, replace(cond, text=text, states=states, mask=None, states_mask=None)
 
 
