@@ -3,7 +3,8 @@
 DiT-XL/2 takes training steps (256 tokens, batches of 128); SD3 medium and FLUX dev draw (4,096 tokens, one picture). Ours and the
 peer are timed alternately in one run, eager and compiled whole by torch.compile, both with random weights: that outputs agree is what
 the parity tests are for. `ratio` is the peer's time over ours. `share` is what our operations (`mezzotint.models.cost`; a step is three
-forwards) and time make of the rate of a large bfloat16 product, measured before each. `memory_gib` is the most allocated, with the weights of both there.
+forwards) and time make of the rate of a large bfloat16 product, measured before each. `memory_gib` is the most allocated, with the
+weights of both there.
 
     python bench/models_gpu.py [--only dit-xl-2 sd3-medium flux-dev] [--rounds 9] [--tiny]
 """
