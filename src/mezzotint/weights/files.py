@@ -19,17 +19,23 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 class Stored(Mapping[str, Tensor]):
-    """The tensors of some files by name. Each is read when it is asked for, and kept by whoever asked. UserError for a damaged file."""
+    """The tensors of some files by name, file by file. Each is read when it is asked for, and kept by whoever asked.
+
+    One file is open at a time: what was read of a file counts as memory of the process until it is closed. UserError for a damaged
+    file.
+    """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = dict(files)  # by the tensor's name
-        self._open: dict[Path, Any] = {path: opened(path) for path in sorted(set(self._files.values()))}
-        absent = [name for name, path in self._files.items() if name not in self._open[path].keys()]  # noqa: SIM118  # no dict
-        if absent:
-            raise UserError(f"{self._files[absent[0]]} does not hold what its index says: {', '.join(absent)}")
+        self._files = dict(sorted(files.items(), key=lambda item: item[1]))  # by the tensor's name
+        self._path = Path()
+        self._file: Any = None
+        for path in dict.fromkeys(self._files.values()):
+            held = set(self._at(path).keys())
+            if absent := [name for name, file in self._files.items() if file == path and name not in held]:
+                raise UserError(f"{path} does not hold what its index says: {', '.join(absent)}")
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._open[self._files[name]].get_tensor(name)
+        tensor: Tensor = self._at(self._files[name]).get_tensor(name)
         return tensor.clone()  # a view of the file may lie unaligned, and products then differ in their last bits
 
     def __iter__(self) -> Iterator[str]:
@@ -40,11 +46,13 @@ class Stored(Mapping[str, Tensor]):
 
     def meta(self) -> dict[str, Tensor]:
         """The same without numbers, from the files' headers."""
-        result = {}
-        for name, path in self._files.items():
-            shape = self._open[path].get_slice(name).get_shape()
-            result[name] = torch.empty(shape, device="meta")
-        return result
+        return {name: torch.empty(self._at(path).get_slice(name).get_shape(), device="meta") for name, path in self._files.items()}
+
+    def _at(self, path: Path) -> Any:
+        """The open file; the one before is closed."""
+        if path != self._path:
+            self._path, self._file = path, opened(path)
+        return self._file
 
 
 class Part(Mapping[str, Tensor]):
