@@ -87,7 +87,7 @@ class SampleOptions:
     size: str | None = None
     """Side of the picture in pixels, or WIDTHxHEIGHT, as in 64x48."""
     solver: str | None = None
-    """euler, heun, dpmpp_2m or consistency."""
+    """How to get there: unipc, dpmpp_2m, heun, consistency, ...; docs/sampling.md says when to take which."""
 
 
 @dataclass

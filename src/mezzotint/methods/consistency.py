@@ -28,7 +28,7 @@ from mezzotint.pipeline import Pipeline
 class ConsistencyConfig(MethodConfig, kind="consistency"):
     """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights.
 
-    shift: of the grid and the segments towards noise (`flow.time.shift`); the student samples with the same. What is
+    shift: of the grid and the segments towards noise (`flow.time.shift`); a student of several segments samples with the same. What is
     decided in a short range of times is then left to several steps instead of one.
     """
 
