@@ -33,15 +33,15 @@ def render(scenes: Sequence[Scene], size: int) -> Tensor:
 def _render(scenes: Sequence[Scene], size: int) -> Tensor:
     axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     lamp = torch.tensor([LIGHTS[s.light] for s in scenes])
-    image = torch.tensor([BACKGROUNDS[s.background] for s in scenes])[:, :, None, None].expand(-1, -1, size, size).clone()
-    for shape, rows in _by_shape(scenes).items():
-        _paint(image, shape, rows, lamp, axis)
+    image = torch.tensor([BACKGROUNDS[s.background] for s in scenes]).mT[..., None, None].repeat(1, 1, size, size)
+    if rows := _by_shape(scenes):
+        _paint(image, rows, lamp, axis)
     # Distance from the lamp's side, 0..1, along the axis that the lamp is on.
     away = 0.5 + 0.5 * (lamp[:, 0, None, None] * (1 - 2 * axis)[None, None, :] + lamp[:, 1, None, None] * (1 - 2 * axis)[None, :, None])
-    return (image * (1 - FALL_OFF * away)[:, None]).clamp_(0, 1).mul_(2).sub_(1)
+    return (image * (1 - FALL_OFF * away)).clamp_(0, 1).mul_(2).sub_(1).transpose(0, 1).contiguous()
 
 
-Row = tuple[int, float, float, float, tuple[float, float, float], int]  # scene, x, y, radius, colour, style
+Row = tuple[int, float, float, float, float, float, float, int]  # scene, x, y, radius, red, green, blue, style
 
 
 def _by_shape(scenes: Sequence[Scene]) -> dict[str, list[Row]]:
@@ -50,17 +50,16 @@ def _by_shape(scenes: Sequence[Scene]) -> dict[str, list[Row]]:
     for number, scene in enumerate(scenes):
         style = STYLES.index(scene.style)
         for thing in scene.things:
-            rows[thing.shape].append((number, thing.x, thing.y, SIZES[thing.size], COLOURS[thing.colour], style))
+            rows[thing.shape].append((number, thing.x, thing.y, SIZES[thing.size], *COLOURS[thing.colour], style))
     return {shape: of_shape for shape, of_shape in rows.items() if of_shape}
 
 
-def _paint(image: Tensor, shape: str, rows: list[Row], lamp: Tensor, axis: Tensor) -> None:
-    """Paint things of one shape into the pictures (B, 3, H, W) they belong to. Things never overlap, so order is free."""
+def _paint(image: Tensor, rows: dict[str, list[Row]], lamp: Tensor, axis: Tensor) -> None:
+    """Paint all things into the pictures (3, B, H, W) they belong to. Things never overlap, so order is free."""
     size = len(axis)
-    owner = torch.tensor([r[0] for r in rows])
-    x, y, radius = torch.tensor([r[1:4] for r in rows]).unbind(1)
-    colour = torch.tensor([r[4] for r in rows])
-    style = torch.tensor([r[5] for r in rows])
+    table = torch.tensor([row for of_shape in rows.values() for row in of_shape])
+    owner, style = table[:, 0].long(), table[:, 7, None, None]
+    x, y, radius, colour = table[:, 1], table[:, 2], table[:, 3], table[:, 4:7]
     # Only the square of pixels around a thing can change: cut it out, paint it, put it back.
     reach = min(size, math.ceil(size * 2 * (EXTENT * max(SIZES.values()) + 1.6 * OUTLINE)) + 3)  # 1.6: ink runs past a tip
     corner = torch.stack([y, x], 1).mul(size).sub(reach / 2).round().long().clamp_(0, size - reach)
@@ -68,24 +67,24 @@ def _paint(image: Tensor, shape: str, rows: list[Row], lamp: Tensor, axis: Tenso
     row, column = corner[:, 0, None] + span, corner[:, 1, None] + span
     px = (axis[column] - x[:, None]).div(radius[:, None])[:, None, :].expand(-1, reach, -1)
     py = (axis[row] - y[:, None]).div(radius[:, None])[:, :, None].expand(-1, -1, reach)
-    distance = DISTANCE[shape](px, py) * (radius * size)[:, None, None]  # pixels
-    outlined = (style == STYLES.index("outlined"))[:, None, None]
+    lengths = [len(of_shape) for of_shape in rows.values()]
+    parts = zip(rows, px.split(lengths), py.split(lengths), strict=True)
+    distance = torch.cat([DISTANCE[shape](u, v) for shape, u, v in parts]) * (radius * size)[:, None, None]  # pixels
+    outlined = style == STYLES.index("outlined")
     inked = distance.abs().sub(OUTLINE * size / 2)  # distance to the band of ink
     coverage = (0.5 - torch.where(outlined, torch.minimum(distance, inked), distance)).clamp_(0, 1)
 
     towards = lamp[owner]
     shade = SHADING * (px * towards[:, 0, None, None] + py * towards[:, 1, None, None])
-    shaded = (style == STYLES.index("shaded"))[:, None, None]
-    fill = colour[:, :, None, None] * torch.where(shaded, 1 + shade.clamp(-1, 0), 1.0)[:, None]
-    fill = torch.lerp(fill, torch.ones(()), torch.where(shaded, shade.clamp(0, 1), 0.0)[:, None])
-    ink = (0.5 - inked).clamp_(0, 1) * outlined
-    fill = torch.lerp(fill, torch.full((), INK), ink[:, None])
+    shade = torch.where(style == STYLES.index("shaded"), shade, 0.0)
+    fill = colour.mT[..., None, None] * (1 + shade.clamp(-1, 0))
+    fill = fill.lerp_(torch.ones(()), shade.clamp_(0, 1))
+    fill = fill.lerp_(torch.full((), INK), (0.5 - inked).clamp_(0, 1) * outlined)
 
-    pixels = image.permute(0, 2, 3, 1)
-    where = (owner[:, None, None], row[:, :, None], column[:, None, :])
+    pixels = image.flatten(1)
+    where = ((owner[:, None, None] * size + row[:, :, None]) * size + column[:, None, :]).flatten()
     # The squares of two things may overlap where neither covers anything: add what changes instead of overwriting.
-    change = (fill.permute(0, 2, 3, 1) - pixels[where]) * coverage[..., None]
-    pixels.index_put_(where, change, accumulate=True)
+    pixels.index_add_(1, where, (fill.flatten(1) - pixels.index_select(1, where)) * coverage.flatten())
 
 
 def _circle(x: Tensor, y: Tensor) -> Tensor:
