@@ -1,0 +1,249 @@
+"""Students and teachers: what theory says of the first losses, and every technique on three architectures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from exact import Gaussian
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mezzotint.codecs import IdentityConfig
+from mezzotint.codecs.kl import KLConfig
+from mezzotint.data.batch import Batch
+from mezzotint.data.worlds import Worlds, WorldsConfig
+from mezzotint.errors import UserError
+from mezzotint.flow.path import from_velocity
+from mezzotint.flow.time import grid
+from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
+from mezzotint.methods.method import Method, MethodConfig, Turn
+from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
+from mezzotint.methods.teacher import teacher_of, told_copy
+from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, UNetConfig, lora
+from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
+from mezzotint.text import ByteEncoderConfig
+from mezzotint.train.optim import OptimConfig
+from mezzotint.train.stop import Stopped
+from mezzotint.train.trainer import RunConfig, TrainConfig, Trainer
+
+STUDENT = ("student",)
+
+
+def loss_of(method: Method, batch: Batch, step: int = 0, turn: Turn = STUDENT) -> float:
+    return float(method.loss(batch, turn, step)[0].detach())
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return WorldsConfig().build().batch(0, 8)
+
+
+def straight_to(pipeline: Pipeline, x0: Tensor) -> None:
+    """Replace the network by the exact velocity of data that is one point: all its paths are straight."""
+    pipeline.velocity = lambda x, t, cond: (x - x0) / t[:, None, None, None].clamp_min(1e-6)  # type: ignore[method-assign, assignment]
+
+
+# Guidance distillation
+
+
+def test_a_student_that_is_the_guided_teacher_has_no_loss(pipeline: Pipeline, batch: Batch) -> None:
+    method = GuidanceDistillConfig(largest=4.0).build(pipeline)
+
+    def perfect(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        assert cond.guidance is not None
+        assert cond.guidance.min() >= 1
+        assert cond.guidance.max() <= 4
+        return guided_by(pipeline, replace(cond, guidance=None), cond.guidance, x, t)
+
+    assert loss_of(method, batch) > 1e-4, "the untrained student does not know guidance"
+    method.student.velocity = perfect  # type: ignore[method-assign, assignment]
+    assert loss_of(method, batch) < 1e-10
+
+
+def test_guidance_by_a_number_for_each_sample_is_the_samplers(pipeline: Pipeline) -> None:
+    cond, x, t = pipeline.encode(["a red star", "a ring"]), torch.randn(2, 3, 32, 32), torch.tensor([0.4, 0.8])
+    both = guided_by(pipeline, cond, torch.tensor([1.0, 3.0]), x, t)
+    assert torch.allclose(both[:1], pipeline.velocity(x, t, cond)[:1], atol=1e-5)
+    assert torch.allclose(both[1:], pipeline.guided(cond, 3.0)(x, t)[1:], atol=1e-5)
+
+
+def test_a_network_that_is_told_a_number_is_at_first_what_it_was(pipeline: Pipeline) -> None:
+    student = told_copy(pipeline, "guidance")
+    assert student.config.denoiser.distilled
+    assert not pipeline.config.denoiser.distilled
+    x, t, cond = torch.randn(2, 3, 32, 32), torch.tensor([0.4, 0.8]), pipeline.encode(["a", "b"])
+    assert torch.equal(student.velocity(x, t, replace(cond, guidance=torch.tensor([1.0, 5.0]))), pipeline.velocity(x, t, cond))
+    for parameter in student.denoiser.embed_guidance.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(parameter)
+    ones, fives = (student.velocity(x, t, replace(cond, guidance=torch.full((2,), w))) for w in (1.0, 5.0))
+    assert not torch.allclose(ones, fives, atol=1e-3)
+    with pytest.raises(ValueError, match="told guidance already"):
+        told_copy(student, "guidance")
+
+
+# Progressive distillation
+
+
+def ddim(data: Gaussian, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """DDIM's step as its paper has it: the clean estimate, noised again by the noise estimate."""
+    v = data.velocity(x, t)
+    return (1 - s)[:, None] * from_velocity(v, "data", x, t) + s[:, None] * from_velocity(v, "noise", x, t)
+
+
+def test_the_target_is_two_ddim_steps_in_one() -> None:
+    data = Gaussian(5)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    times = torch.tensor([[1.0, 0.8, 0.5, 0.25], [0.9, 0.7, 0.3, 0.1], [0.8, 0.5, 0.1, 0.0]], dtype=torch.float64)
+    t, middle, s = times
+    ended = ddim(data, ddim(data, x, t, middle), middle, s)
+    target = average_velocity(data.velocity, x, times)
+    assert torch.allclose(x + (s - t)[:, None] * target, ended, atol=1e-12)
+    # The data for which one DDIM step leads there (Salimans & Ho 2022, appendix G), with the target's own noise.
+    ratio = (s / t)[:, None]
+    x0 = (ended - ratio * x) / ((1 - s)[:, None] - ratio * (1 - t)[:, None])
+    assert torch.allclose(from_velocity(target, "data", x, t), x0, atol=1e-12)
+
+
+def test_a_straight_teacher_is_its_own_student(pipeline: Pipeline, batch: Batch) -> None:
+    method = ProgressiveConfig(guidance=1.0).build(pipeline)
+    assert loss_of(method, batch) > 1e-6, "the paths of a random network are curved"
+    for role in method.roles.values():
+        straight_to(role.module, torch.full((3, 32, 32), 0.3))  # type: ignore[arg-type]
+    assert loss_of(method, batch) < 1e-9
+
+
+def test_calls_are_halved_and_the_student_takes_the_teachers_place(pipeline: Pipeline, batch: Batch) -> None:
+    config = ProgressiveConfig(first=8, last=2, stage=10)
+    assert [config.calls(step) for step in (0, 9, 10, 19, 20, 1000)] == [8, 8, 4, 4, 2, 2]
+    method = config.build(pipeline)
+    with torch.no_grad():
+        method.student.denoiser.head.weight += 1  # type: ignore[operator, union-attr]
+    head = lambda name: method.roles[name].module.denoiser.head.weight  # type: ignore[union-attr]  # noqa: E731
+    for step, same in ((0, False), (8, False), (9, True)):
+        method.after_step(step)
+        assert torch.equal(head("teacher"), head("student")) is same
+    with pytest.raises(ValueError, match="first must be last times a power of two, got 12 and 4"):
+        ProgressiveConfig(first=12, last=4).build(pipeline)
+
+
+def test_only_the_first_teacher_is_guided_and_steps_end_where_the_student_draws(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ProgressiveConfig(first=4, last=2, stage=1, guidance=3.0, shift=2.0)
+    method, seen = config.build(pipeline), []
+    teacher = method.roles["teacher"].module
+    real = teacher.guided  # type: ignore[operator]
+
+    def watched(cond: Cond, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+        seen.append(scale)
+        return real(cond, scale)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(teacher, "guided", watched)
+    for step, calls in ((0, 4), (1, 2)):
+        _, metrics = method.loss(WorldsConfig().build().batch(0, 8), STUDENT, step)
+        assert metrics["calls"] == calls
+        assert set(metrics["t"].tolist()) == set(grid(calls, 2.0)[:-1].tolist())
+    assert seen == [3.0, 1.0]
+
+
+# Teachers
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tiny: PipelineConfig, tmp_path: Path) -> None:
+    student = tiny.build()
+    tiny.build().save(tmp_path / "like")
+    assert teacher_of(student, str(tmp_path / "like")).config.denoiser == student.config.denoiser
+    with pytest.raises(UserError, match="predicts the data, and the student the velocity; start the student from its teacher"):
+        teacher_of(replace(tiny, denoiser=tiny.denoiser.replace(prediction="velocity")).build(), str(tmp_path / "like"))
+    with pytest.raises(UserError, match="latents of another codec than the student's"):
+        teacher_of(replace(tiny, codec=CODEC).build(), str(tmp_path / "like"))
+    with pytest.raises(UserError, match="another path"):
+        teacher_of(replace(tiny, path=DiscretePath()).build(), str(tmp_path / "like"))
+    torch.manual_seed(1)
+    replace(tiny, codec=CODEC).build().save(tmp_path / "latent")
+    torch.manual_seed(2)
+    with pytest.raises(UserError, match="latents of another codec than the student's"):  # one form, other weights
+        teacher_of(replace(tiny, codec=CODEC).build(), str(tmp_path / "latent"))
+
+
+# Every technique on three architectures, with all weights and with adapters, on pixels and on latents
+
+TEXT = ByteEncoderConfig(width=32, depth=1, heads=2)
+CODEC = KLConfig(widths=(4, 4), groups=2, layers=1, attention=False, channels=3, quant=False, scale=1.0)
+NETWORKS: dict[str, DenoiserConfig] = {
+    "dit": DiTConfig(width=32, depth=2, heads=2, patch=8, text_width=32),
+    "flux": FluxConfig(
+        width=32, joint=1, single=1, heads=2, axes=(4, 6, 6), patch=4, channels=3, guidance=False, text_width=32, pooled_width=32
+    ),
+    "unet": UNetConfig(widths=(8, 16), depths=(0, 1), heads=(1, 2), groups=4, channels=3, text_width=32, layers=1),
+}
+SETTINGS = [("dit", "pixels", "adapter"), ("dit", "latents", "all"), ("flux", "pixels", "all"), ("flux", "latents", "adapter")]
+SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
+TECHNIQUES: dict[str, MethodConfig] = {
+    "guidance_distill": GuidanceDistillConfig(),
+    "progressive": ProgressiveConfig(first=4, last=2, stage=1),
+}
+
+
+@dataclass
+class PreparedConfig(PipelineConfig, kind="test-prepared"):
+    """A pipeline whose output layers are not zero, as if it had been trained, and an adapter on its denoiser if asked."""
+
+    adapter: bool = False
+
+    def build(self) -> Pipeline:
+        torch.manual_seed(0)
+        pipeline = super().build()
+        for parameter in pipeline.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+        if self.adapter:
+            pipeline.requires_grad_(False)
+            lora.add(pipeline.denoiser, lora.LoRAConfig(rank=2))
+        return pipeline
+
+
+class Stopping(Worlds):
+    """A source of which the second batch stops the run, the first time."""
+
+    asked = False
+
+    def batch(self, number: int, size: int) -> Batch:
+        if number == 1 and not self.asked:
+            self.asked = True
+            raise Stopped("enough for now")
+        return super().batch(number, size)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_it_trains_and_resumes_everywhere(name: str, setting: tuple[str, str, str], tmp_path: Path) -> None:
+    network, space, weights = setting
+    pipeline = PreparedConfig(
+        TEXT,
+        NETWORKS[network],
+        CODEC if space == "latents" else IdentityConfig(),
+        Sampling(size=32, steps=2),
+        DiscretePath() if network == "unet" else LinearPath(),
+        adapter=weights == "adapter",
+    )
+    train = TrainConfig(steps=2, batch=4, log=1, preview=9, evaluate=9, checkpoint=1, held_out=2)
+    run = RunConfig(pipeline, WorldsConfig(), TECHNIQUES[name], OptimConfig(lr=1e-3, warmup=1), train)
+    whole = Trainer(run, tmp_path / "whole")
+    before = {name: p.clone() for name, p in whole.method.student.named_parameters()}
+    whole.run()
+    moved = {name for name, p in whole.method.student.named_parameters() if not torch.equal(p, before[name])}
+    kinds = ("lora_", "embed_guidance", "embed_jump")
+    assert moved
+    assert all(any(kind in name for kind in kinds) for name in moved) is (weights == "adapter")
+    source = Stopping(WorldsConfig())
+    for _ in range(2):
+        try:
+            Trainer(run, tmp_path / "parts", source).run()
+        except Stopped:
+            continue
+    exports = [load_file(tmp_path / folder / "export" / "model.safetensors") for folder in ("whole", "parts")]
+    assert exports[0].keys() == exports[1].keys()
+    assert all(torch.equal(tensor, exports[1][key]) for key, tensor in exports[0].items())
