@@ -20,6 +20,7 @@ from mezzotint.flow.time import grid
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
 from mezzotint.methods.method import Method, MethodConfig, Turn
 from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
+from mezzotint.methods.reflow import ReflowConfig
 from mezzotint.methods.teacher import teacher_of, told_copy
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, UNetConfig, lora
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
@@ -148,6 +149,52 @@ def test_only_the_first_teacher_is_guided_and_steps_end_where_the_student_draws(
     assert seen == [3.0, 1.0]
 
 
+# Reflow
+
+
+@pytest.fixture
+def coupled(batch: Batch) -> Batch:
+    torch.manual_seed(5)
+    return replace(batch, latents=batch.images, noise=torch.randn_like(batch.images))
+
+
+def test_reflow_has_no_loss_where_the_flow_goes_straight_from_noise_to_its_sample(pipeline: Pipeline, coupled: Batch) -> None:
+    assert coupled.noise is not None
+    assert coupled.latents is not None
+    method = ReflowConfig(perceptual=1.0).build(pipeline)
+    assert loss_of(method, coupled) > 0.1
+    straight = coupled.noise - coupled.latents
+    pipeline.velocity = lambda x, t, cond: straight  # type: ignore[method-assign, assignment]
+    assert loss_of(method, coupled) < 1e-9
+    shuffled = replace(coupled, noise=coupled.noise.flip(0))
+    assert loss_of(method, shuffled) > 0.1, "noise belongs to its sample"
+
+
+def test_a_share_of_the_batch_is_at_pure_noise(pipeline: Pipeline, coupled: Batch) -> None:
+    many = replace(coupled, **{name: getattr(coupled, name).repeat(25, 1, 1, 1) for name in ("images", "latents", "noise")})
+    many = replace(many, prompts=coupled.prompts * 25)
+    pipeline.velocity = lambda x, t, cond: x  # type: ignore[method-assign, assignment]
+    for ones in (0.0, 0.4, 1.0):
+        _, metrics = ReflowConfig(ones=ones).build(pipeline).loss(many, STUDENT, 0)
+        assert float((metrics["t"] == 1).float().mean()) == pytest.approx(ones, abs=0.12)
+
+
+def test_one_step_distillation_compares_samples(pipeline: Pipeline, coupled: Batch) -> None:
+    _, metrics = ReflowConfig(ones=1.0).build(pipeline).loss(coupled, STUDENT, 0)
+    assert coupled.noise is not None
+    velocity = pipeline.velocity(coupled.noise, torch.ones(8), pipeline.encode(coupled.prompts))
+    difference = (coupled.noise - velocity) - coupled.latents  # the student's one-step samples minus the teacher's
+    assert torch.allclose(metrics["loss"], difference.square().flatten(1).mean(1).detach(), rtol=1e-4)
+
+
+def test_reflow_needs_pairs_of_its_own_latents(pipeline: Pipeline, batch: Batch, coupled: Batch) -> None:
+    method = ReflowConfig().build(pipeline)
+    with pytest.raises(UserError, match="reflow needs pairs"):
+        method.loss(batch, STUDENT, 0)
+    with pytest.raises(UserError, match="latents have 4 channels and the student's 3"):
+        method.loss(replace(coupled, latents=torch.zeros(8, 4, 32, 32)), STUDENT, 0)
+
+
 # Teachers
 
 
@@ -184,6 +231,7 @@ SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
 TECHNIQUES: dict[str, MethodConfig] = {
     "guidance_distill": GuidanceDistillConfig(),
     "progressive": ProgressiveConfig(first=4, last=2, stage=1),
+    "reflow": ReflowConfig(perceptual=1.0),
 }
 
 
@@ -205,16 +253,20 @@ class PreparedConfig(PipelineConfig, kind="test-prepared"):
         return pipeline
 
 
-class Stopping(Worlds):
-    """A source of which the second batch stops the run, the first time."""
+class Scenes(Worlds):
+    """Worlds with noise and latents of half the side where the codec halves it. If asked, the second batch stops the run, once."""
 
-    asked = False
+    def __init__(self, shape: tuple[int, int, int], stopping: bool = False) -> None:
+        super().__init__(WorldsConfig())
+        self.shape, self.stopping = shape, stopping
 
     def batch(self, number: int, size: int) -> Batch:
-        if number == 1 and not self.asked:
-            self.asked = True
+        if number == 1 and self.stopping:
+            self.stopping = False
             raise Stopped("enough for now")
-        return super().batch(number, size)
+        generator = torch.Generator().manual_seed(number)
+        latents, noise = torch.randn(2, size, *self.shape, generator=generator)
+        return replace(super().batch(number, size), latents=latents, noise=noise)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
@@ -231,14 +283,15 @@ def test_it_trains_and_resumes_everywhere(name: str, setting: tuple[str, str, st
     )
     train = TrainConfig(steps=2, batch=4, log=1, preview=9, evaluate=9, checkpoint=1, held_out=2)
     run = RunConfig(pipeline, WorldsConfig(), TECHNIQUES[name], OptimConfig(lr=1e-3, warmup=1), train)
-    whole = Trainer(run, tmp_path / "whole")
+    shape = (3, 16, 16) if space == "latents" else (3, 32, 32)
+    whole = Trainer(run, tmp_path / "whole", Scenes(shape))
     before = {name: p.clone() for name, p in whole.method.student.named_parameters()}
     whole.run()
     moved = {name for name, p in whole.method.student.named_parameters() if not torch.equal(p, before[name])}
     kinds = ("lora_", "embed_guidance", "embed_jump")
     assert moved
     assert all(any(kind in name for kind in kinds) for name in moved) is (weights == "adapter")
-    source = Stopping(WorldsConfig())
+    source = Scenes(shape, stopping=True)
     for _ in range(2):
         try:
             Trainer(run, tmp_path / "parts", source).run()
