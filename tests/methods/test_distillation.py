@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.path import from_velocity
 from mezzotint.flow.time import grid
+from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
+from mezzotint.methods.meanflow import MeanFlowConfig, exact_rate, quotient_rate
 from mezzotint.methods.method import Method, MethodConfig, Turn
 from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
 from mezzotint.methods.reflow import ReflowConfig
 from mezzotint.methods.teacher import teacher_of, told_copy
-from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, UNetConfig, lora
+from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, UNetConfig, lora
+from mezzotint.models.embed import TimeEmbedding
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
 from mezzotint.text import ByteEncoderConfig
 from mezzotint.train.optim import OptimConfig
@@ -195,6 +199,79 @@ def test_reflow_needs_pairs_of_its_own_latents(pipeline: Pipeline, batch: Batch,
         method.loss(replace(coupled, latents=torch.zeros(8, 4, 32, 32)), STUDENT, 0)
 
 
+# MeanFlow
+
+
+def test_at_one_time_mean_flow_is_flow_matching(pipeline: Pipeline, batch: Batch) -> None:
+    method = MeanFlowConfig(distil=False, same=1.0, power=0.0).build(pipeline)
+    torch.manual_seed(3)
+    loss, metrics = method.loss(batch, STUDENT, 0)
+    torch.manual_seed(3)
+    eps = torch.randn_like(batch.images)
+    plain = flow_error(pipeline, batch.images, eps, metrics["t"], pipeline.encode(batch.prompts))
+    assert torch.equal(metrics["loss"], plain.detach())
+    assert float(loss.detach()) == float(plain.mean().detach())
+
+
+def mean_velocity(data: Gaussian, x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
+    return (x - data.move(x, t[:, None], (t - jump)[:, None])) / jump[:, None]
+
+
+def test_the_mean_velocity_of_a_gaussian_satisfies_the_identity() -> None:
+    data = Gaussian(5)
+    x, t = torch.randn(4, 5, dtype=torch.float64), torch.tensor([1.0, 0.9, 0.5, 0.4], dtype=torch.float64)
+    jump, v = torch.tensor([1.0, 0.2, 0.45, 0.1], dtype=torch.float64), data.velocity(x, t)
+    u = partial(mean_velocity, data)
+    identity = v - jump[:, None] * exact_rate(u, x, t, jump, v)
+    assert torch.allclose(identity, u(x, t, jump), atol=1e-10)
+    assert not torch.allclose(v, u(x, t, jump), atol=0.05)
+    roughly = v - jump[:, None] * quotient_rate(u, x, t, jump, v, 0.01)
+    assert torch.allclose(roughly[1:], u(x, t, jump)[1:], atol=5e-3)  # both sides: second order
+    assert torch.allclose(roughly[:1], u(x, t, jump)[:1], atol=5e-2)  # at t = 1 one side only: first order
+
+
+@pytest.mark.parametrize("name", ["dit", "mmdit", "flux", "unet"])
+def test_the_rate_goes_through_every_network(name: str) -> None:
+    # Slow time embeddings, since differences of a fast one say nothing.
+    config = NETWORKS.get(name, MMDIT).replace(prediction="velocity")
+    pipeline = told_copy(PreparedConfig(TEXT, config).build(), "jump")
+    for module in pipeline.modules():
+        if isinstance(module, TimeEmbedding):
+            module.scale = 1
+    for parameter in pipeline.denoiser.embed_jump.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(parameter, std=0.2)
+    cond = pipeline.encode(["a red star", "two rings"])
+    x, v, t, jump = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.8]), torch.tensor([0.2, 0.7])
+
+    def u(x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
+        return pipeline.velocity(x, t, replace(cond, jump=jump))
+
+    exact, quotient = exact_rate(u, x, t, jump, v), quotient_rate(u, x, t, jump, v, 3e-3)
+    assert float(exact.std()) > 1e-3
+    assert float((exact - quotient).square().mean().sqrt()) < 0.01 * float(exact.square().mean().sqrt())
+    still = u(x, t, jump)
+    assert not torch.allclose(u(x, t, jump + 0.1), still, atol=1e-5), "it hears the jump"
+
+
+def test_a_student_that_looks_ahead_is_told_how_far_each_step_goes(pipeline: Pipeline) -> None:
+    student, told = told_copy(pipeline, "jump"), []
+    real = student.denoiser.forward
+
+    def watched(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        assert cond.jump is not None
+        told.append(cond.jump.tolist())
+        return real(x, t, cond)  # type: ignore[no-any-return]
+
+    student.denoiser.forward = watched
+    for solver, jumps in (("euler", [0.25] * 4), ("consistency", [1.0, 0.75, 0.5, 0.25]), ("dpmpp_2m", [0.0] * 4)):
+        told.clear()
+        student("a red star", steps=4, guidance=1.0, solver=solver)
+        assert [row for (row,) in told] == pytest.approx(jumps)
+    told.clear()
+    student("a red star", steps=2, guidance=2.0, solver="euler", negative="a ring")
+    assert told == [[0.5, 0.5], [0.5, 0.5]], "both branches of guidance"
+
+
 # Teachers
 
 
@@ -226,12 +303,14 @@ NETWORKS: dict[str, DenoiserConfig] = {
     ),
     "unet": UNetConfig(widths=(8, 16), depths=(0, 1), heads=(1, 2), groups=4, channels=3, text_width=32, layers=1),
 }
+MMDIT = MMDiTConfig(width=32, depth=2, heads=2, patch=4, channels=3, text_width=32, pooled_width=32, table=8, base=8)
 SETTINGS = [("dit", "pixels", "adapter"), ("dit", "latents", "all"), ("flux", "pixels", "all"), ("flux", "latents", "adapter")]
 SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
 TECHNIQUES: dict[str, MethodConfig] = {
     "guidance_distill": GuidanceDistillConfig(),
     "progressive": ProgressiveConfig(first=4, last=2, stage=1),
     "reflow": ReflowConfig(perceptual=1.0),
+    "meanflow": MeanFlowConfig(),
 }
 
 
