@@ -1,9 +1,11 @@
 """Students and teachers: what theory says of the first losses, and every technique on three architectures."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +19,15 @@ from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.path import from_velocity
-from mezzotint.flow.time import grid
+from mezzotint.flow.time import TimeDensity, grid
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
+from mezzotint.methods.ladd import LADDConfig, gradient_penalty, hinge
 from mezzotint.methods.meanflow import MeanFlowConfig, exact_rate, quotient_rate
 from mezzotint.methods.method import Method, MethodConfig, Turn
 from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
 from mezzotint.methods.reflow import ReflowConfig
-from mezzotint.methods.teacher import teacher_of, told_copy
+from mezzotint.methods.teacher import block_features, teacher_of, told_copy
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, UNetConfig, lora
 from mezzotint.models.embed import TimeEmbedding
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
@@ -272,6 +275,82 @@ def test_a_student_that_looks_ahead_is_told_how_far_each_step_goes(pipeline: Pip
     assert told == [[0.5, 0.5], [0.5, 0.5]], "both branches of guidance"
 
 
+# Adversarial distillation
+
+
+def test_the_hinge_is_zero_beyond_its_margins() -> None:
+    ones = torch.ones(2, 3)
+    assert hinge(ones, -ones).tolist() == [0, 0]
+    assert hinge(0 * ones, 0 * ones).tolist() == [2, 2]  # the loss of a critic that knows nothing
+    assert hinge(-ones, ones).tolist() == [4, 4]
+    assert hinge(5 * ones, -5 * ones).tolist() == [0, 0]
+
+
+def test_the_penalty_of_a_linear_critic_is_its_squared_slope() -> None:
+    first, second = torch.randn(4, 5, 3, requires_grad=True), torch.randn(4, 2, 7, requires_grad=True)
+    w, u = torch.randn(3), torch.randn(7)
+    logits = torch.cat([first @ w, second @ u], dim=1)
+    expected = (5 * w.square().sum() + 2 * u.square().sum()) / 7
+    assert torch.allclose(gradient_penalty(logits, [first, second]), expected.expand(4))
+    # One that is not linear, by differences of the logit itself.
+    (x,) = (torch.tensor([[[0.3]]], requires_grad=True),)
+    assert gradient_penalty(x[..., 0].sin(), [x]).item() == pytest.approx(math.cos(0.3) ** 2)
+
+
+def test_the_critic_learns_to_tell_and_the_student_moves_towards_what_it_takes_for_real(pipeline: Pipeline, batch: Batch) -> None:
+    method = LADDConfig(steps=2, r1=0.0, times=TimeDensity(mean=-1.0)).build(pipeline)
+    critic, student = method.roles["critic"].module, method.student
+    for role in ("student", "teacher"):
+        method.roles[role].module.requires_grad_(False)
+    torch.manual_seed(0)
+    steps, accuracies = torch.optim.Adam(critic.parameters(), lr=3e-3), []
+    for _ in range(15):
+        loss, metrics = method.loss(batch, ("critic",), 0)
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+        accuracies.append(float(metrics["accuracy"].mean()))
+    assert accuracies[-1] > 0.75 > 0.6 > accuracies[0]
+    critic.requires_grad_(False)
+    student.denoiser.requires_grad_(True)
+    torch.manual_seed(1)
+    before, _ = method.loss(batch, STUDENT, 0)
+    before.backward()
+    with torch.no_grad():
+        for p in student.denoiser.parameters():
+            assert p.grad is not None
+            p -= 1e-3 * p.grad.sign()
+    torch.manual_seed(1)
+    assert loss_of(method, batch) < float(before.detach())
+    assert all(p.grad is None for p in method.roles["teacher"].module.parameters())
+
+
+def test_features_are_of_every_block_and_have_gradients(pipeline: Pipeline) -> None:
+    for name, tokens in (("dit", [16, 16]), ("flux", None), ("unet", None)):
+        network = PreparedConfig(TEXT, NETWORKS[name]).build().requires_grad_(False)
+        x = torch.randn(2, 3, 32, 32, requires_grad=True)
+        features = block_features(network, x, torch.tensor([0.3, 0.8]), network.encode(["a", "b"]))
+        assert len(features) == len(list(network.denoiser.blocks))  # type: ignore[arg-type]
+        assert all(f.ndim == 3 for f in features)
+        assert tokens is None or [f.shape[1] for f in features] == tokens
+        (gradient,) = torch.autograd.grad(features[-1].square().sum(), x)
+        assert float(gradient.abs().max()) > 0
+
+
+def test_pairs_are_what_the_critic_takes_for_real(pipeline: Pipeline, coupled: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, seen = LADDConfig().build(pipeline), []
+    real = method._judged
+
+    def watched(x: Tensor, *rest: Any) -> Any:
+        seen.append(x)
+        return real(x, *rest)
+
+    monkeypatch.setattr(method, "_judged", watched)
+    method.loss(replace(coupled, images=torch.empty(8, 3, 0, 0)), ("critic",), 0)
+    assert seen[1] is coupled.latents
+    assert not torch.equal(seen[0], seen[1])
+
+
 # Teachers
 
 
@@ -311,6 +390,7 @@ TECHNIQUES: dict[str, MethodConfig] = {
     "progressive": ProgressiveConfig(first=4, last=2, stage=1),
     "reflow": ReflowConfig(perceptual=1.0),
     "meanflow": MeanFlowConfig(),
+    "ladd": LADDConfig(steps=2),
 }
 
 
