@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,16 @@ from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.path import from_velocity
+from mezzotint.flow.rate import exact_rate, quotient_rate
 from mezzotint.flow.time import TimeDensity, grid
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
 from mezzotint.methods.ladd import LADDConfig, gradient_penalty, hinge
-from mezzotint.methods.meanflow import MeanFlowConfig, exact_rate, quotient_rate
+from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import Method, MethodConfig, Turn
 from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.scm import SCMConfig, tangent, trigonometric
 from mezzotint.methods.teacher import block_features, teacher_of, told_copy
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, UNetConfig, lora
 from mezzotint.models.embed import TimeEmbedding
@@ -216,21 +217,21 @@ def test_at_one_time_mean_flow_is_flow_matching(pipeline: Pipeline, batch: Batch
     assert float(loss.detach()) == float(plain.mean().detach())
 
 
-def mean_velocity(data: Gaussian, x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
-    return (x - data.move(x, t[:, None], (t - jump)[:, None])) / jump[:, None]
-
-
 def test_the_mean_velocity_of_a_gaussian_satisfies_the_identity() -> None:
     data = Gaussian(5)
     x, t = torch.randn(4, 5, dtype=torch.float64), torch.tensor([1.0, 0.9, 0.5, 0.4], dtype=torch.float64)
     jump, v = torch.tensor([1.0, 0.2, 0.45, 0.1], dtype=torch.float64), data.velocity(x, t)
-    u = partial(mean_velocity, data)
-    identity = v - jump[:, None] * exact_rate(u, x, t, jump, v)
-    assert torch.allclose(identity, u(x, t, jump), atol=1e-10)
-    assert not torch.allclose(v, u(x, t, jump), atol=0.05)
-    roughly = v - jump[:, None] * quotient_rate(u, x, t, jump, v, 0.01)
-    assert torch.allclose(roughly[1:], u(x, t, jump)[1:], atol=5e-3)  # both sides: second order
-    assert torch.allclose(roughly[:1], u(x, t, jump)[:1], atol=5e-2)  # at t = 1 one side only: first order
+    r = t - jump
+
+    def u(x: Tensor, t: Tensor) -> Tensor:
+        return (x - data.move(x, t[:, None], r[:, None])) / (t - r)[:, None]
+
+    identity = v - jump[:, None] * exact_rate(u, x, t, v)
+    assert torch.allclose(identity, u(x, t), atol=1e-10)
+    assert not torch.allclose(v, u(x, t), atol=0.05)
+    roughly = v - jump[:, None] * quotient_rate(u, x, t, v, 0.01, r, 1.0)
+    assert torch.allclose(roughly[1:], u(x, t)[1:], atol=5e-3)  # both sides: second order
+    assert torch.allclose(roughly[:1], u(x, t)[:1], atol=5e-2)  # at t = 1 one side only: first order
 
 
 @pytest.mark.parametrize("name", ["dit", "mmdit", "flux", "unet"])
@@ -246,14 +247,16 @@ def test_the_rate_goes_through_every_network(name: str) -> None:
     cond = pipeline.encode(["a red star", "two rings"])
     x, v, t, jump = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.8]), torch.tensor([0.2, 0.7])
 
-    def u(x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
-        return pipeline.velocity(x, t, replace(cond, jump=jump))
+    r = t - jump
 
-    exact, quotient = exact_rate(u, x, t, jump, v), quotient_rate(u, x, t, jump, v, 3e-3)
+    def u(x: Tensor, t: Tensor) -> Tensor:
+        return pipeline.velocity(x, t, replace(cond, jump=t - r))
+
+    exact, quotient = exact_rate(u, x, t, v), quotient_rate(u, x, t, v, 3e-3, r, 1.0)
     assert float(exact.std()) > 1e-3
     assert float((exact - quotient).square().mean().sqrt()) < 0.01 * float(exact.square().mean().sqrt())
-    still = u(x, t, jump)
-    assert not torch.allclose(u(x, t, jump + 0.1), still, atol=1e-5), "it hears the jump"
+    nearer, farther = (pipeline.velocity(x, t, replace(cond, jump=j)) for j in (jump, jump + 0.1))
+    assert not torch.allclose(nearer, farther, atol=1e-5), "it hears the jump"
 
 
 def test_a_student_that_looks_ahead_is_told_how_far_each_step_goes(pipeline: Pipeline) -> None:
@@ -351,6 +354,50 @@ def test_pairs_are_what_the_critic_takes_for_real(pipeline: Pipeline, coupled: B
     assert not torch.equal(seen[0], seen[1])
 
 
+# Consistency in continuous time
+
+
+def test_the_tangent_is_the_change_of_the_consistency_function() -> None:
+    data, other = Gaussian(5), Gaussian(5)
+    other.std = other.std.flip(0)
+    x, a = torch.randn(4, 5, dtype=torch.float64), torch.tensor([1.5, 1.2, 0.7, 0.2], dtype=torch.float64)
+    theirs, student = trigonometric(data.velocity), trigonometric(other.velocity)
+
+    def f(x: Tensor, a: Tensor) -> Tensor:
+        return a.cos()[:, None] * x - a.sin()[:, None] * student(x, a)
+
+    v = theirs(x, a)
+    g = tangent(student(x, a), v, exact_rate(student, x, a, v), x, a, 1.0)
+    assert torch.allclose(g, a.cos()[:, None] * exact_rate(f, x, a, v), atol=1e-12)
+    assert float(g.abs().max()) > 0.1
+    quotient = tangent(student(x, a), v, quotient_rate(student, x, a, v, 1e-3, 0.0, math.pi / 2), x, a, 1.0)
+    assert torch.allclose(quotient, g, atol=1e-4)
+
+
+def test_a_consistent_student_has_no_tangent(pipeline: Pipeline, batch: Batch) -> None:
+    mean, std = 0.2, 0.4
+    spread = lambda t: ((1 - t) ** 2 * std**2 + t**2).sqrt()  # noqa: E731
+
+    def exact(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        t = t[:, None, None, None]
+        return (t - (1 - t) * std**2) / spread(t) ** 2 * (x - (1 - t) * mean) - mean
+
+    def to_the_end(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        t = t[:, None, None, None]
+        return (x - (mean + std / spread(t) * (x - (1 - t) * mean))) / t
+
+    for difference in (0.0, 0.01):
+        config = SCMConfig(guidance=1.0, warmup=2, difference=difference, times=TimeDensity(mean=0.5))
+        method = config.build(pipeline)
+        method.roles["teacher"].module.velocity = exact  # type: ignore[assignment]
+        pipeline.velocity = exact  # type: ignore[method-assign]
+        assert method.loss(batch, STUDENT, 0)[1]["tangent"].mean() > 0.05, "half-way, a velocity is no jump to the end"
+        assert loss_of(method, batch, 1) > 0.01
+        pipeline.velocity = to_the_end  # type: ignore[method-assign]
+        assert method.loss(batch, STUDENT, 1)[1]["tangent"].max() < 2e-3
+        assert loss_of(method, batch, 1) < 1e-3
+
+
 # Teachers
 
 
@@ -391,6 +438,7 @@ TECHNIQUES: dict[str, MethodConfig] = {
     "reflow": ReflowConfig(perceptual=1.0),
     "meanflow": MeanFlowConfig(),
     "ladd": LADDConfig(steps=2),
+    "scm": SCMConfig(),
 }
 
 

@@ -10,30 +10,24 @@ with w = 1 / (error + 1e-3)^power of each sample. At r = t it is flow matching. 
 without effect, and samples by `euler` with any number of steps.
 
 `distil`: v is the guided velocity of the network as it starts, frozen; otherwise that of the sample, eps - x0, as in the paper without
-guidance. The paper takes du/dt by a Jacobian-vector product (`exact_rate`): forward-mode differentiation, which torch's fused attention
-does not have, so that attention runs in its plain form. A network whose time embedding is faster than what it has learned (a sinusoid
-of 1000 t turns once in 0.006) has derivatives in t of which most is between its training times; a quotient of differences over
-`difference` to both sides sees past them, and costs two calls without gradients (`quotient_rate`).
+guidance. The paper takes du/dt by a Jacobian-vector product; `difference` above 0 takes a quotient of differences instead, which networks
+with a fast time embedding need (`flow.rate`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
 from mezzotint.flow.path import interpolate, like
+from mezzotint.flow.rate import exact_rate, quotient_rate
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.teacher import told_copy
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
-
-# (x, t, jump) -> u(x, t - jump, t)
-MeanVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -72,36 +66,19 @@ class MeanFlow(Method):
         r = torch.where(torch.rand(number) < config.same, t, torch.minimum(first, second))
         x_t, cond = interpolate(x0, eps, t), self.student.encode(batch.prompts)
 
-        def u(x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
-            return self.student.velocity(x, t, replace(cond, jump=jump))
+        def u(x: Tensor, t: Tensor) -> Tensor:
+            return self.student.velocity(x, t, replace(cond, jump=t - r))
 
         with torch.no_grad():
             v = self._teachers(batch.prompts, x_t, t) if config.distil else eps - x0
-            rate = quotient_rate(u, x_t, t, t - r, v, config.difference) if config.difference else exact_rate(u, x_t, t, t - r, v)
+            rate = quotient_rate(u, x_t, t, v, config.difference, r, 1.0) if config.difference else exact_rate(u, x_t, t, v)
             target = v - like(t - r, x_t) * rate
-        error = (u(x_t, t, t - r) - target).square().flatten(1).mean(1)
+        error = (u(x_t, t) - target).square().flatten(1).mean(1)
         weight = (error.detach() + 1e-3) ** -config.power
-        return (weight * error).mean(), {"t": t, "loss": error.detach()}
+        return (weight * error).mean(), {"t": t, "loss": error.detach(), "error": error.detach()}
 
     def _teachers(self, prompts: list[str], x: Tensor, t: Tensor) -> Tensor:
         teacher = self.roles["teacher"].module
         assert isinstance(teacher, Pipeline)
         cond: Cond = teacher.encode(prompts)
         return teacher.guided(cond, self.config.guidance)(x, t)
-
-
-@torch.no_grad()
-def exact_rate(u: MeanVelocity, x: Tensor, t: Tensor, jump: Tensor, v: Tensor) -> Tensor:
-    """du/dt along the path: x moves by v, t by 1 and r stays, so that t - r moves by 1."""
-    with sdpa_kernel(SDPBackend.MATH):
-        rate: Tensor = torch.func.jvp(u, (x, t, jump), (v, torch.ones_like(t), torch.ones_like(t)))[1]
-    return rate
-
-
-@torch.no_grad()
-def quotient_rate(u: MeanVelocity, x: Tensor, t: Tensor, jump: Tensor, v: Tensor, difference: float) -> Tensor:
-    """The change of u between two points of the path, `difference` before t and after it but within [r, 1], for each unit of time."""
-    ahead, back = (1 - t).clamp_max(difference), jump.clamp_max(difference)
-    later = u(x + like(ahead, x) * v, t + ahead, jump + ahead)
-    earlier = u(x - like(back, x) * v, t - back, jump - back)
-    return (later - earlier) / like((ahead + back).clamp_min(1e-6), x)
