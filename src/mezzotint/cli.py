@@ -100,6 +100,8 @@ class EvalOptions:
     """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise."""
     teacher: str = "starter"
     """What a student is compared with, for the suite of that name."""
+    pictures: Path | None = None
+    """For that suite: a PNG of both, drawn from the same noise, a row for each number of calls."""
     data: Path | None = None
     """The folder of images, for the suite of that name."""
     prompts: int = 50
@@ -245,7 +247,7 @@ def evaluate(options: EvalOptions) -> None:
         if options.suite == "worlds":
             result = worlds.evaluate(pipeline, worlds.Protocol(options.prompts), progress=show)
         elif options.suite == "students":
-            result = students.evaluate(pipeline, load(options.teacher), students.Protocol(options.prompts), progress=show)
+            result = students.evaluate(pipeline, load(options.teacher), students.Protocol(options.prompts), show, options.pictures)
         else:
             from mezzotint.data.folder import FolderConfig
 

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.evals.students import Protocol, evaluate, fine_power, path_straightness
@@ -14,11 +16,17 @@ from mezzotint.pipeline import Pipeline
 PROTOCOL = Protocol(prompts=1, pictures=2, calls=(2,), solver="heun", reference=2)
 
 
-def test_a_student_that_is_its_teacher_is_at_no_distance(pipeline: Pipeline) -> None:
+def test_a_student_that_is_its_teacher_is_at_no_distance(pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.config = replace(pipeline.config, sampling=pipeline.config.sampling.replace(solver="heun", steps=2, guidance=1.5))
-    result = evaluate(pipeline, pipeline, PROTOCOL)
+    result = evaluate(pipeline, pipeline, PROTOCOL, pictures=tmp_path / "rows.png")
     assert json.loads(json.dumps(result))["suite"] == "students"
     assert list(result["calls"]) == ["2"]
+    assert result["rows"] == ["teacher", "reference", "student 2", "teacher 2"]
+    with Image.open(tmp_path / "rows.png") as shown:  # six prompts, four rows
+        height, width = shown.height // 4, shown.width
+        rows = [shown.crop((0, row * height, width, (row + 1) * height)).tobytes() for row in range(4)]
+    assert len(set(rows)) == 1, "all of them are one sampler here"
+    assert len(set(rows[0])) > 1
     for row in (result["calls"]["2"]["student"], result["calls"]["2"]["teacher"], result["teacher"]):
         assert row == result["reference"]
     assert result["reference"]["distance"] == 0

@@ -6,6 +6,7 @@ drawn from the noise of the student's pictures, so that a picture can be compare
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from mezzotint.evals import worlds
 from mezzotint.evals.distance import diversity
 from mezzotint.flow.solvers import randn_like, straightness
 from mezzotint.flow.spectrum import radial_power
+from mezzotint.pictures import grid
 from mezzotint.pipeline import Pipeline, Sampling
 from mezzotint.worlds import judge
+
+SHOWN = 12  # prompts, about, in a file of pictures
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,11 @@ class Protocol:
 
 
 def evaluate(
-    student: Pipeline, teacher: Pipeline, protocol: Protocol | None = None, progress: Callable[[int, int], None] | None = None
+    student: Pipeline,
+    teacher: Pipeline,
+    protocol: Protocol | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
     """Every number of the suite; `calls` has them for student and teacher at each number of calls.
 
@@ -43,6 +51,7 @@ def evaluate(
     picture of the same noise. detail: power of the finest quarter of frequencies, as a share of the reference's: below 1 is blurred.
     diversity: among pictures of one prompt. straightness: of the paths, 0 where they are straight. A student with the solver
     `consistency` draws noise on the way, and its distance is then no error beyond one call. Guided calls of the teacher do twice the work.
+    pictures: a file for the first picture of some prompts, a row for each sampler in the order of "rows", all from the same noise.
     """
     protocol = protocol or Protocol()
     asked = [p for task in worlds.TASKS for p in worlds.prompts(task, protocol.prompts, "train", protocol.seed)]
@@ -58,11 +67,15 @@ def evaluate(
         if progress is not None:
             progress(len(drawn), len(samplers))
         drawn[name] = pipeline(asked, protocol.pictures, seed=protocol.seed, settings=settings)
+    if pictures is not None:
+        shown = [images[:: protocol.pictures][:: max(1, len(asked) // SHOWN)] for images in drawn.values()]
+        grid(torch.cat(shown), columns=len(shown[0]), scale=2).save(pictures)
     prompts = [prompt for prompt in asked for _ in range(protocol.pictures)]
     found = {name: measures(images, drawn["reference"], prompts) for name, images in drawn.items()}
     return {
         "suite": "students",
         "protocol": asdict(protocol) | {"student": own.to_data(), "teacher": theirs.to_data()},
+        "rows": list(drawn),
         "teacher": found["teacher"],
         "reference": found["reference"],
         "calls": {str(n): {who: found[f"{who} {n}"] for who in ("student", "teacher")} for n in protocol.calls},

@@ -22,5 +22,6 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.instaflow": distil.instaflow,
     "tiny.meanflow": distil.meanflow,
     "tiny.ladd": distil.ladd,
+    "tiny.scm": distil.scm,
     "tiny.images": tiny.images,
 }

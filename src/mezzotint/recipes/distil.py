@@ -9,6 +9,7 @@ from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.progressive import ProgressiveConfig
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.scm import SCMConfig
 from mezzotint.recipes.post import continued
 from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.trainer import RunConfig
@@ -69,4 +70,14 @@ def meanflow(size: SizeName = "s") -> RunConfig:
 
 def ladd(size: SizeName = "s") -> RunConfig:
     """Four steps, adversarial, in the features of the teacher."""
-    return _student(size, 0.1, 3e-4, LADDConfig(steps=4, shift=2.0), solver="consistency", steps=4, guidance=1.0, shift=2.0)
+    return _student(
+        size, 0.1, 1e-3, LADDConfig(steps=4, shift=2.0, times=TimeDensity()), solver="consistency", steps=4, guidance=1.0, shift=2.0
+    )
+
+
+def scm(size: SizeName = "s") -> RunConfig:
+    """Four steps, consistent in continuous time; the rate by differences as in `meanflow`."""
+    method = SCMConfig(guidance=_scale(size), difference=0.02, times=TimeDensity(mean=0.8, std=1.4))
+    config = _student(size, 0.1, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=1.5)
+    config.method = method.replace(warmup=config.train.steps // 4)
+    return config
