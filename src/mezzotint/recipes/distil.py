@@ -14,6 +14,8 @@ from mezzotint.recipes.post import continued
 from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.trainer import RunConfig
 
+GUIDANCE = worlds().pipeline.sampling.guidance  # of the teachers
+
 
 def _student(size: SizeName, share: float, lr: float, method: MethodConfig, **sampling: object) -> RunConfig:
     """Distillation on the preferred look, as in the speedrun; the student draws as its teacher but for `sampling`."""
@@ -24,11 +26,6 @@ def _student(size: SizeName, share: float, lr: float, method: MethodConfig, **sa
     return config
 
 
-def _scale(size: SizeName) -> float:
-    """The guidance of the teacher."""
-    return worlds(size).pipeline.sampling.guidance
-
-
 def guidance_distill(size: SizeName = "s") -> RunConfig:
     """A student that is told the guidance scale; it draws as its teacher, with half the work."""
     return _student(size, 0.1, 5e-4, GuidanceDistillConfig(largest=4.0, level=0.3, times=TimeDensity(mean=1.2, uniform=0.1)))
@@ -36,7 +33,7 @@ def guidance_distill(size: SizeName = "s") -> RunConfig:
 
 def progressive(size: SizeName = "s") -> RunConfig:
     """Students of 16, 8 and 4 steps; the first folds the guidance in."""
-    method = ProgressiveConfig(guidance=_scale(size), shift=2.0)
+    method = ProgressiveConfig(guidance=GUIDANCE, shift=2.0)
     config = _student(size, 0.15, 1e-3, method, solver="euler", steps=4, guidance=1.0, shift=2.0)
     config.method = method.replace(stage=config.train.steps // 3)
     return config
@@ -64,7 +61,7 @@ def instaflow(size: SizeName = "s") -> RunConfig:
 
 def meanflow(size: SizeName = "s") -> RunConfig:
     """Mean velocities of the guided teacher, for one to four steps; the network's time embedding is too fast for the exact rate."""
-    method = MeanFlowConfig(guidance=_scale(size), difference=0.02, times=TimeDensity(mean=0.8, uniform=0.1))
+    method = MeanFlowConfig(guidance=GUIDANCE, difference=0.02, times=TimeDensity(mean=0.8, uniform=0.1))
     return _student(size, 0.2, 1e-3, method, solver="euler", steps=4, guidance=1.0, shift=2.0)
 
 
@@ -77,7 +74,7 @@ def ladd(size: SizeName = "s") -> RunConfig:
 
 def scm(size: SizeName = "s") -> RunConfig:
     """Four steps, consistent in continuous time; the rate by differences as in `meanflow`."""
-    method = SCMConfig(guidance=_scale(size), difference=0.02, times=TimeDensity(mean=0.8, std=1.4))
+    method = SCMConfig(guidance=GUIDANCE, difference=0.02, times=TimeDensity(mean=0.8, std=1.4))
     config = _student(size, 0.1, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=1.5)
     config.method = method.replace(warmup=config.train.steps // 4)
     return config
