@@ -346,7 +346,7 @@ def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float
     dtype: precision of its weights; None as they are stored. They are read one by one, so that nothing is in memory twice.
     UserError where there is none, where it is damaged, or where the weights belong to another architecture.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     description = config.Config.from_data(read_json(folder / CONFIG_FILE))
     if not isinstance(description, PipelineConfig):
         raise UserError(f"{folder / CONFIG_FILE} describes a {description.kind}, not a pipeline")
@@ -359,7 +359,8 @@ def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float
     return pipeline.eval()
 
 
-def _folder(source: Path | str) -> Path:
+def folder_of(source: Path | str) -> Path:
+    """The folder of a pipeline that `load` knows by this name. UserError where there is none."""
     if str(source) == "starter":
         return STARTER
     folder = Path(source)

@@ -56,11 +56,19 @@ def test_several_files_hold_what_one_does(pairs: PairsConfig, monkeypatch: pytes
     assert len(batch.latents.flatten(1).unique(dim=0)) == 10
 
 
-def test_bad_settings_are_refused(pairs: PairsConfig) -> None:
+def test_bad_settings_are_refused(pairs: PairsConfig, pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="solver must be one that draws no noise, one of euler"):
         replace(pairs, sampling=Sampling(solver="consistency")).build()
     with pytest.raises(ValueError, match="number must be at least 1"):
         replace(pairs, number=0).build()
     pairs.build()
-    with pytest.raises(UserError, match="holds pairs of other settings; choose another folder"):
+    with pytest.raises(UserError, match="holds pairs of other settings or another teacher; choose another --data.folder"):
         replace(pairs, seed=8).build()
+    pairs.build()
+    with torch.no_grad():
+        pipeline.denoiser.head.weight[0, 0] += 1  # type: ignore[operator, union-attr]
+    pipeline.save(pairs.teacher)
+    with pytest.raises(UserError, match="another teacher"):
+        pairs.build()
+    with pytest.raises(UserError, match="no pipeline at nowhere"):
+        replace(pairs, teacher="nowhere", folder=pairs.folder + "-more").build()

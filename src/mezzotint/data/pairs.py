@@ -5,6 +5,7 @@ drawn when they are first asked for and kept in files of `SHARD`, each written w
 on with the same pairs, and that other runs find them there.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.solvers import randn_like
-from mezzotint.pipeline import Pipeline, Sampling, load
+from mezzotint.pipeline import WEIGHTS_FILE, Pipeline, Sampling, folder_of, load
 
 SHARD = 256
 DETERMINISTIC = ("euler", "heun", "edm", "dpmpp_2m", "unipc")
 DESCRIPTION = "pairs.json"
+PIECES, PIECE = 64, 1 << 16  # read for a fingerprint: their number, and bytes of each
 
 
 @dataclass
@@ -51,6 +53,17 @@ class PairsConfig(config.Config, kind="pairs"):
         return Pairs(self)
 
 
+def fingerprint(path: Path) -> str:
+    """What tells a large file from others: a digest of its length, its beginning and pieces spread over the rest."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for piece in range(PIECES):
+            file.seek(piece * size // PIECES)
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()
+
+
 class Pairs:
     """A `Source` of batches without pictures, whose latents and noise belong together. Their order is the same in every epoch."""
 
@@ -67,13 +80,15 @@ class Pairs:
         self._describe()
 
     def _describe(self) -> None:
-        """Write what the pairs of the folder are. UserError where they are others."""
-        here = replace(self.config, folder="").to_data()
+        """Write what the pairs of the folder are, and of which weights. UserError where they are others."""
+        here = replace(self.config, folder="").to_data() | {"weights": fingerprint(folder_of(self.config.teacher) / WEIGHTS_FILE)}
         path = self.folder / DESCRIPTION
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(here)):
-                raise UserError(f"{self.folder} holds pairs of other settings; choose another folder with --data.folder, or remove it")
+                raise UserError(
+                    f"{self.folder} holds pairs of other settings or another teacher; choose another --data.folder, or remove it"
+                )
             path.write_text(json.dumps(here, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --data.folder") from error
