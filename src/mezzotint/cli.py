@@ -96,12 +96,16 @@ class EvalOptions:
 
     model: tyro.conf.Positional[str]
     """A packaged model, an exported pipeline, or the folder of a run."""
-    suite: Literal["worlds", "images"] = "worlds"
-    """worlds: the judge's six tasks. images: distance to held-out images of a folder."""
+    suite: Literal["worlds", "images", "students"] = "worlds"
+    """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise."""
+    teacher: str = "starter"
+    """What a student is compared with, for the suite of that name."""
+    pictures: Path | None = None
+    """For that suite: a PNG of both, drawn from the same noise, a row for each number of calls."""
     data: Path | None = None
     """The folder of images, for the suite of that name."""
     prompts: int = 50
-    """Prompts per task of the suite worlds."""
+    """Prompts per task of the suites worlds and students."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -230,7 +234,7 @@ def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
 
 
 def evaluate(options: EvalOptions) -> None:
-    from mezzotint.evals import images, worlds
+    from mezzotint.evals import images, students, worlds
     from mezzotint.pipeline import load
 
     pipeline = load(options.model)
@@ -242,6 +246,8 @@ def evaluate(options: EvalOptions) -> None:
 
         if options.suite == "worlds":
             result = worlds.evaluate(pipeline, worlds.Protocol(options.prompts), progress=show)
+        elif options.suite == "students":
+            result = students.evaluate(pipeline, load(options.teacher), students.Protocol(options.prompts), show, options.pictures)
         else:
             from mezzotint.data.folder import FolderConfig
 

@@ -172,7 +172,7 @@ class Pipeline(nn.Module):
     def null(self, cond: Cond, negative: str = "") -> Cond:
         """What guidance steps away from: a negative prompt, the empty one unless given, with what `cond` says of the picture itself."""
         said = self.encode([negative]).index(torch.zeros(len(cond), dtype=torch.int64))
-        return replace(said, guidance=cond.guidance, size=cond.size, control=cond.control, origin=cond.origin)
+        return replace(said, guidance=cond.guidance, jump=cond.jump, size=cond.size, control=cond.control, origin=cond.origin)
 
     def drop(self, cond: Cond, which: Tensor) -> Cond:
         """The rows where `which` (B,) is True replaced by null ones, as training for guidance needs."""
@@ -182,13 +182,15 @@ class Pipeline(nn.Module):
     def velocity(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The velocity on the linear path at x (B, ...) and t (B,), whatever the denoiser predicts and on whatever path.
 
-        A picture's size is that of x, and the guidance that a distilled network is told is 1, unless `cond` says otherwise.
+        A picture's size is that of x, the guidance that a distilled network is told is 1 and the jump 0, unless `cond` says otherwise.
         """
         if cond.size is None:
             height, width = (self.codec.factor * side for side in x.shape[-2:])
             cond = replace(cond, size=torch.tensor([[height, width]], device=x.device).expand(len(x), 2).float())
         if cond.guidance is None and self.config.denoiser.distilled:
             cond = replace(cond, guidance=x.new_ones(len(x)))
+        if cond.jump is None and self.config.denoiser.jump:
+            cond = replace(cond, jump=x.new_zeros(len(x)))
         denoise = self.config.path.read(partial(self._network, cond=cond), self.config.denoiser.prediction)
         return denoise(x, t)
 
@@ -239,10 +241,27 @@ class Pipeline(nn.Module):
         """Solver steps in latent space from noise to sample, one generator per condition."""
         if settings.solver not in SOLVERS:
             raise unknown("solver", settings.solver, SOLVERS)
-        denoise = self.guided(cond, settings.guidance, null, settings.interval)
         times = self.times(settings)
+        if self.config.denoiser.jump and settings.solver in ("euler", "consistency"):
+            denoise = self._jumping(cond, times, settings, null)
+        else:
+            denoise = self.guided(cond, settings.guidance, null, settings.interval)
         noise = randn_like(torch.empty(len(cond), *self.codec.latent_shape(settings.shape), device=cond.text.device), generators)
         return SOLVERS[settings.solver](denoise, self.entered(noise, times), times, generator=generators)
+
+    def _jumping(self, cond: Cond, times: Tensor, settings: Sampling, null: Cond | None) -> Denoise:
+        """The denoise function of a network that predicts mean velocities, told how far each step goes: to the next of the times with
+        `euler`, which is exact for the mean velocity, and to data with `consistency`.
+        """
+        ends = times if settings.solver == "euler" else torch.zeros_like(times)
+        null = self.null(cond) if null is None else null
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            passed = (times.to(t) >= t[:, None]).sum(1).clamp_max(len(times) - 1)
+            jump = t - ends.to(t)[passed]
+            return self.guided(replace(cond, jump=jump), settings.guidance, replace(null, jump=jump), settings.interval)(x, t)
+
+        return denoise
 
     @torch.no_grad()
     def forward(
@@ -327,7 +346,7 @@ def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float
     dtype: precision of its weights; None as they are stored. They are read one by one, so that nothing is in memory twice.
     UserError where there is none, where it is damaged, or where the weights belong to another architecture.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     description = config.Config.from_data(read_json(folder / CONFIG_FILE))
     if not isinstance(description, PipelineConfig):
         raise UserError(f"{folder / CONFIG_FILE} describes a {description.kind}, not a pipeline")
@@ -340,7 +359,8 @@ def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float
     return pipeline.eval()
 
 
-def _folder(source: Path | str) -> Path:
+def folder_of(source: Path | str) -> Path:
+    """The folder of a pipeline that `load` knows by this name. UserError where there is none."""
     if str(source) == "starter":
         return STARTER
     folder = Path(source)

@@ -454,3 +454,16 @@ def test_churn_raises_sigma_by_its_share_within_its_band() -> None:
     # In y = x / (1 - t): y + sqrt(higher sigma^2 - sigma^2) z.
     assert torch.allclose((keep / (1 - higher))[1:3], 1 / (1 - t[1:3]))
     assert torch.allclose((up / (1 - higher))[1:3], sigma[1:3] * math.sqrt(1.4**2 - 1))
+
+
+def test_straightness_is_zero_on_straight_paths_and_the_integral_on_a_gaussian() -> None:
+    times = torch.linspace(1, 0, 401, dtype=torch.float64)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    end = torch.randn(3, 5, dtype=torch.float64)
+    assert float(solvers.straightness(lambda y, t: x - end, x, times[::40]).max()) < 1e-24
+    data = Gaussian(5)
+    # x_t = (1 - t) mean + spread(t) x: what bends is the spread, whose slope is (t - (1 - t) std^2) / spread(t).
+    t = times[:, None]
+    slope = (t - (1 - t) * data.std**2) / data.spread(t)
+    exact = torch.trapezoid((slope - (1 - data.std)) ** 2, -times, dim=0)  # (5,)
+    assert torch.allclose(solvers.straightness(data.velocity, x, times), (exact * x**2).mean(1), rtol=0.02)

@@ -151,6 +151,7 @@ def test_weights_are_those_of_the_papers_in_velocity() -> None:
     snr, sigma = ((1 - t) / t) ** 2, t / (1 - t)
     assert torch.allclose(time.min_snr(t) * velocity, snr.clamp_max(5) * data)
     assert torch.allclose(time.min_snr(t) * velocity, snr.clamp_max(5) / snr * noise)
+    assert torch.allclose(time.truncated_snr(t) * velocity, snr.clamp_min(1) * data)
     assert torch.allclose(time.edm_weight(t) * velocity, (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * data)
     # SD3's view: -1/2 w lambda' on the noise's error with w = t / (1 - t) and lambda the logarithm of the SNR is the plain velocity loss.
     assert torch.allclose(velocity, t / (1 - t) * (1 / (t * (1 - t))) * noise)
@@ -162,7 +163,8 @@ def test_weights_are_those_of_the_papers_in_velocity() -> None:
 
 def test_times_and_weights_are_finite_on_their_domain() -> None:
     ends = torch.tensor([0.0, 1e-6, 0.5, 1 - 1e-6, 1.0], dtype=torch.float64)
-    for function in (time.min_snr, time.edm_weight, time.sigma_sqrt, time.cosmap_weight, time.mode, time.cosmap, logit_normal):
+    weights = (time.min_snr, time.truncated_snr, time.edm_weight, time.sigma_sqrt, time.cosmap_weight)
+    for function in (*weights, time.mode, time.cosmap, logit_normal):
         found = function(ends)
         assert found.isfinite().all()
         assert (found >= 0).all()
@@ -219,7 +221,7 @@ def test_times_outside_are_named() -> None:
     for bad in (torch.tensor([1.5]), torch.tensor([-0.1]), torch.tensor([math.nan])):
         for name, functions in {
             "u": (logit_normal, time.mode, time.cosmap, time.edm_log_normal),
-            "t": (lambda t: shift(t, 3.0), time.min_snr, time.edm_weight, time.sigma_sqrt, time.cosmap_weight),
+            "t": (lambda t: shift(t, 3.0), time.min_snr, time.truncated_snr, time.edm_weight, time.sigma_sqrt, time.cosmap_weight),
             "times": (time.stretched,),
         }.items():
             for function in functions:

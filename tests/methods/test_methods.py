@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mezzotint.data.batch import Batch, Loader
+from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.time import grid
@@ -18,8 +19,14 @@ from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.denoise import DenoiseConfig, flow_error, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig, dpo_loss
+from mezzotint.methods.guidance_distill import GuidanceDistillConfig
+from mezzotint.methods.ladd import LADDConfig
+from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
-from mezzotint.pipeline import Pipeline, PipelineConfig
+from mezzotint.methods.progressive import ProgressiveConfig
+from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.scm import SCMConfig
+from mezzotint.pipeline import Pipeline, PipelineConfig, Sampling
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 
@@ -28,6 +35,12 @@ METHODS: dict[str, tuple[MethodConfig, bool]] = {
     "dpo": (DPOConfig(), True),
     "consistency": (ConsistencyConfig(), False),
     "dmd": (DMDConfig(), False),
+    "guidance_distill": (GuidanceDistillConfig(), False),
+    "progressive": (ProgressiveConfig(first=8, last=2, stage=7), False),
+    "reflow": (ReflowConfig(perceptual=0.1), False),
+    "meanflow": (MeanFlowConfig(difference=0.02), False),
+    "ladd": (LADDConfig(), False),
+    "scm": (SCMConfig(warmup=10, difference=0.02), False),
 }
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -208,6 +221,9 @@ def test_every_method_learns(name: str, run_config: Callable[..., RunConfig], pi
     config = run_config(method, pairs=pairs, steps=20, checkpoint=20, preview=20, evaluate=20)
     pipeline.save(tmp_path / "init")
     config.init = str(tmp_path / "init")
+    if name == "reflow":
+        drawn = Sampling(solver="euler", steps=3)
+        config.data = PairsConfig(folder=str(tmp_path / "pairs"), teacher=config.init, number=12, sampling=drawn)
     Trainer(config, tmp_path / "run").run()
     losses = [line["loss"] for line in read(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 20

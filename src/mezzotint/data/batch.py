@@ -14,12 +14,16 @@ class Batch:
     prompts: B captions; "" is a picture without one.
     ids: B names by which a person finds the samples again (a file name, a seed).
     rejected: (B, C, H, W), the losing pictures of preference pairs whose winners are `images`; None elsewhere.
+    latents, noise: (B, c, h, w) each, of what a teacher drew and the noise that it came from (`data.pairs`); None elsewhere. Images have
+    no height and width there.
     """
 
     images: Tensor
     prompts: list[str]
     ids: list[str]
     rejected: Tensor | None = None
+    latents: Tensor | None = None
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -449,6 +449,20 @@ def log_likelihood(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Gen
     return total - (x**2 + math.log(2 * math.pi)).flatten(1).sum(1) / 2
 
 
+def straightness(denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:
+    """(B,) how far paths from noise x are from straight (Liu et al. 2022, section 2.2), over falling times (N + 1,) by Euler's method:
+
+        S = integral over t of |(x_1 - x_0) - v(x_t, t)|^2,    the mean over elements
+
+    Zero where one Euler step is as good as many.
+    """
+    steps = list(euler(denoise, x, times))
+    start, length = steps[0].start, float(times[0] - times[-1])
+    whole = (start - steps[-1].x) / length
+    bends = torch.stack([(whole - step.v).square().flatten(1).mean(1) for step in steps])  # (N, B)
+    return (-times.diff()).to(x) @ bends / length
+
+
 SOLVERS: dict[str, Solver] = {
     "euler": euler,
     "ddpm": ddpm,

@@ -107,6 +107,12 @@ def min_snr(t: Tensor, gamma: float = 5.0) -> Tensor:
     return torch.minimum((1 - t) ** 2, gamma * t**2)
 
 
+def truncated_snr(t: Tensor) -> Tensor:
+    """Weight max(SNR, 1) of the data's error (Salimans & Ho 2022, section 4), on the velocity's: max((1 - t)^2, t^2)."""
+    within(0, 1, t=t)
+    return torch.maximum(1 - t, t) ** 2
+
+
 def edm_weight(t: Tensor, sigma_data: float = 0.5) -> Tensor:
     """Weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 of the data's error (Karras et al. 2022, table 1), on the velocity's."""
     within(0, 1, t=t)

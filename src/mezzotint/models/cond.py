@@ -27,7 +27,8 @@ class Cond:
 
     The rest is None for models that do not ask for it. label: (B,) int64 number of a class, -1 where it says nothing.
     tokens: (B, L) int64 numbers of a text's tokens, -1 where there is none, for models with a vocabulary of their own. guidance:
-    (B,) the scale that a guidance-distilled model imitates. size: (B, 2) height and width in pixels of the picture. states: (B, K,
+    (B,) the scale that a guidance-distilled model imitates. jump: (B,) how far a network that predicts a mean velocity looks ahead, in time
+    towards data, 0 for the velocity itself. size: (B, 2) height and width in pixels of the picture. states: (B, K,
     L', D') of K layers of a language model, its hidden states or its keys and values; states_mask: (B, L') as mask. control: (B, C',
     H, W) latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it
     was resized, and top and left of its crop, in pixels.
@@ -44,6 +45,7 @@ class Cond:
     control: Tensor | None = None
     origin: Tensor | None = None
     tokens: Tensor | None = None
+    jump: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -99,7 +101,7 @@ class Cond:
         return replace(self, mask=mask, states_mask=states_mask)
 
     def null(self) -> Self:
-        """Conditions of the same shapes that say nothing. Guidance, size, control and origin stay."""
+        """Conditions of the same shapes that say nothing. Guidance, jump, size, control and origin stay."""
         whole = self.masked()
         nothing = {name: torch.zeros_like(value) for name in SAID if (value := getattr(whole, name)) is not None}
         unnumbered = {name: torch.full_like(value, -1) for name in NUMBERED if (value := getattr(whole, name)) is not None}

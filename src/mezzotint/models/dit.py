@@ -18,7 +18,7 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import with_image
 from mezzotint.models.blocks import AdaBlock, Modulation, initialise, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.denoiser import DenoiserConfig
+from mezzotint.models.denoiser import DenoiserConfig, told
 from mezzotint.models.embed import TimeEmbedding, image_positions, patch_grid, patchify, rope, rope_axes, sincos_2d, unpatchify
 
 
@@ -26,6 +26,7 @@ from mezzotint.models.embed import TimeEmbedding, image_positions, patch_grid, p
 class DiTConfig(DenoiserConfig, kind="dit"):
     """Sizes of a DiT. patch: side of what a token sees and draws. stride: from one patch to the next, 0 for the patch itself;
     where a smaller one lets them overlap, what they draw adds up. text_width: of the text features. prediction: what the output means.
+    guidance, jump: whether it is told these numbers.
     """
 
     width: int = 128
@@ -36,6 +37,8 @@ class DiTConfig(DenoiserConfig, kind="dit"):
     channels: int = 3
     text_width: int = 128
     prediction: Prediction = "data"
+    guidance: bool = False
+    jump: bool = False
 
     def build(self) -> "DiT":
         return DiT(self)
@@ -61,6 +64,8 @@ class DiT(nn.Module):
         self.embed_text = nn.Linear(config.text_width, width)
         self.embed_pooled = nn.Linear(config.text_width, width)
         self.embed_time = TimeEmbedding(width)
+        self.embed_guidance = TimeEmbedding(width) if config.guidance else None
+        self.embed_jump = TimeEmbedding(width) if config.jump else None
         self.blocks = nn.ModuleList(AdaBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
@@ -77,7 +82,7 @@ class DiT(nn.Module):
         text = self.norm(self.embed_text(cond.text))
         rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.axes)
         mask = with_image(cond.mask, image)
-        c = self.embed_time(t) + self.embed_pooled(cond.pooled)
+        c = self.embed_time(t) + self.embed_pooled(cond.pooled) + told(self, cond)
 
         for block in self.blocks:
             image = block(image, c, rotation, mask, text)

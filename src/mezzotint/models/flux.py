@@ -20,7 +20,7 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, attend, with_image
 from mezzotint.models.blocks import MLP, Head, JointBlock, Modulation, Stream, gated, initialise, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.denoiser import DenoiserConfig
+from mezzotint.models.denoiser import DenoiserConfig, told
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_video, image_positions, patchify, rope, rotate, unpatchify
 
 
@@ -29,7 +29,7 @@ class FluxConfig(DenoiserConfig, kind="flux"):
     """Sizes of a FLUX.1; as they stand here, those of dev.
 
     joint, single: numbers of blocks with two streams and with one. axes: channels of a head that turn with frame, row and column.
-    control: channels of `Cond.control`. guidance: whether it is told a guidance scale. text_width: of the text features;
+    control: channels of `Cond.control`. guidance, jump: whether it is told these numbers. text_width: of the text features;
     pooled_width: of the pooled text.
     """
 
@@ -42,13 +42,10 @@ class FluxConfig(DenoiserConfig, kind="flux"):
     channels: int = 16
     control: int = 0
     guidance: bool = True
+    jump: bool = False
     text_width: int = 4096
     pooled_width: int = 768
     prediction: Prediction = "velocity"
-
-    @property
-    def distilled(self) -> bool:
-        return self.guidance
 
     def build(self) -> "Flux":
         return Flux(self)
@@ -95,6 +92,7 @@ class Flux(nn.Module):
         self.embed_pooled = VectorEmbedding(config.pooled_width, width)
         self.embed_time = TimeEmbedding(width)
         self.embed_guidance = TimeEmbedding(width) if config.guidance else None
+        self.embed_jump = TimeEmbedding(width) if config.jump else None
         self.joint = nn.ModuleList(JointBlock(self._stream(), self._stream()) for _ in range(config.joint))
         self.single = nn.ModuleList(SingleBlock(width, heads) for _ in range(config.single))
         self.head = Head(width, config.patch**2 * config.channels)
@@ -119,7 +117,7 @@ class Flux(nn.Module):
         positions = image_positions(frames, height // p, width // p, x.device)
         rotation = rope(torch.cat([positions.new_zeros(text.shape[1], 3), positions]), self.config.axes)
         mask = with_image(cond.mask, image)
-        c = self._condition(t, cond)
+        c = self.embed_time(t) + self.embed_pooled(cond.pooled) + told(self, cond)
 
         for block in self.joint:
             image, text = block(image, text, c, rotation, mask)
@@ -129,14 +127,6 @@ class Flux(nn.Module):
 
         patches = self.head(tokens[:, text.shape[1] :], c)
         return unpatchify(patches, p, video.shape).reshape(x.shape)
-
-    def _condition(self, t: Tensor, cond: Cond) -> Tensor:
-        c: Tensor = self.embed_time(t) + self.embed_pooled(cond.pooled)
-        if self.embed_guidance is None:
-            return c
-        if cond.guidance is None:
-            raise ValueError("guidance must be given to a network that was distilled with it, such as 3.5 for every sample")
-        return c + self.embed_guidance(cond.guidance)
 
     def _with_control(self, video: Tensor, control: Tensor | None) -> Tensor:
         """video (B, C, F, H, W) and control (B, C', H, W), on every frame -> (B, C + C', F, H, W)."""

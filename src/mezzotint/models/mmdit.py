@@ -18,7 +18,7 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import QKV, QKNorm, SelfAttention, with_image
 from mezzotint.models.blocks import MLP, Head, JointBlock, Source, Stream, gated, initialise, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.denoiser import DenoiserConfig
+from mezzotint.models.denoiser import DenoiserConfig, told
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_picture, image_positions, patchify, sincos_2d_mae, unpatchify
 
 
@@ -28,7 +28,8 @@ class MMDiTConfig(DenoiserConfig, kind="mmdit"):
 
     table: side in patches of the largest picture; all pictures share its centre. base: positions in the table run from 0 to
     this. qk_norm: queries and keys normalised per head. dual: how many of the first blocks have a second attention over the
-    image alone (MMDiT-X). text_width: of the text features; pooled_width: of the pooled text.
+    image alone (MMDiT-X). text_width: of the text features; pooled_width: of the pooled text. guidance, jump: whether it is told these
+    numbers.
     """
 
     width: int = 1536
@@ -43,6 +44,8 @@ class MMDiTConfig(DenoiserConfig, kind="mmdit"):
     qk_norm: bool = False
     dual: int = 0
     prediction: Prediction = "velocity"
+    guidance: bool = False
+    jump: bool = False
 
     def build(self) -> "MMDiT":
         return MMDiT(self)
@@ -91,6 +94,8 @@ class MMDiT(nn.Module):
         self.embed_text = nn.Linear(config.text_width, width)
         self.embed_pooled = VectorEmbedding(config.pooled_width, width)
         self.embed_time = TimeEmbedding(width)
+        self.embed_guidance = TimeEmbedding(width) if config.guidance else None
+        self.embed_jump = TimeEmbedding(width) if config.jump else None
         self.blocks = nn.ModuleList(self._block(i) for i in range(config.depth))
         self.head = Head(width, patch_size)
         initialise(self, self.head.linear)
@@ -111,7 +116,7 @@ class MMDiT(nn.Module):
         image = self.embed_patch(patchify(picture, p)) + self._cropped(*self.config.grid(*picture.shape[-2:]))
         text = self.embed_text(cond.text)
         mask = with_image(cond.mask, image)
-        c = self.embed_time(t) + self.embed_pooled(cond.pooled)
+        c = self.embed_time(t) + self.embed_pooled(cond.pooled) + told(self, cond)
 
         for block in self.blocks:
             image, text = block(image, text, c, None, mask)

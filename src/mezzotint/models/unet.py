@@ -23,7 +23,7 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import PlainAttention
 from mezzotint.models.blocks import GEGLU, ResBlock, zero
 from mezzotint.models.cond import Cond
-from mezzotint.models.denoiser import DenoiserConfig
+from mezzotint.models.denoiser import DenoiserConfig, told
 from mezzotint.models.embed import TimeEmbedding, VectorEmbedding, as_picture, sinusoid
 
 # What SDXL is told of the picture, each number as a sinusoid: the origin's four and the size's two.
@@ -38,7 +38,8 @@ class UNetConfig(DenoiserConfig, kind="unet"):
     are none; middle: in the one at the bottom. heads: of the attention at every level. layers: residual blocks of a level on the
     way down; there is one more on the way up. groups: of the group norms. text_width: of the text features. pooled_width: of the
     pooled text; a network that has one is told the picture's size and origin, too, and 0 stands for neither. linear: whether files
-    keep the projections around transformers as linear layers, or as 1 x 1 convolutions; the numbers are the same. The networks
+    keep the projections around transformers as linear layers, or as 1 x 1 convolutions; the numbers are the same. guidance, jump:
+    whether it is told these numbers. The networks
     named here predict the noise of a variance-preserving path; others of this form, its velocity ("vp_velocity").
     """
 
@@ -52,6 +53,8 @@ class UNetConfig(DenoiserConfig, kind="unet"):
     text_width: int = 768
     pooled_width: int = 0
     linear: bool = False
+    guidance: bool = False
+    jump: bool = False
     prediction: Prediction = "noise"
     patch: ClassVar[int] = 1  # height and width are multiples of this
 
@@ -164,6 +167,8 @@ class UNet(nn.Module):
         width, levels = config.widths[0], range(len(config.widths))
         self.embed_picture = nn.Conv2d(config.channels, width, 3, padding=1)
         self.embed_time = TimeEmbedding(4 * width, frequencies=width)
+        self.embed_guidance = TimeEmbedding(4 * width, frequencies=width) if config.guidance else None
+        self.embed_jump = TimeEmbedding(4 * width, frequencies=width) if config.jump else None
         told = config.pooled_width + NUMBERS * FREQUENCIES
         self.embed_told = VectorEmbedding(told, 4 * width) if config.pooled_width else None
         self.down = nn.ModuleList(Down(config, level) for level in levels)
@@ -195,7 +200,7 @@ class UNet(nn.Module):
         return self.head(F.silu(self.norm(h))).reshape(x.shape)
 
     def _condition(self, t: Tensor, cond: Cond) -> Tensor:
-        c: Tensor = self.embed_time(t)
+        c: Tensor = self.embed_time(t) + told(self, cond)
         if self.embed_told is None:
             return c
         if cond.size is None:

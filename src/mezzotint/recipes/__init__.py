@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import post, tiny
+from mezzotint.recipes import distil, post, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -16,5 +16,12 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.dpo": post.dpo,
     "tiny.consistency": post.consistency,
     "tiny.dmd": post.dmd,
+    "tiny.guidance_distill": distil.guidance_distill,
+    "tiny.progressive": distil.progressive,
+    "tiny.reflow": distil.reflow,
+    "tiny.instaflow": distil.instaflow,
+    "tiny.meanflow": distil.meanflow,
+    "tiny.ladd": distil.ladd,
+    "tiny.scm": distil.scm,
     "tiny.images": tiny.images,
 }

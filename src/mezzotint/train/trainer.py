@@ -21,6 +21,7 @@ from mezzotint import config
 from mezzotint.config import Config
 from mezzotint.data.batch import Batch, Loader, Source
 from mezzotint.data.folder import FolderConfig
+from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
@@ -61,7 +62,7 @@ class RunConfig(config.Config, kind="run"):
     """A whole training run. init: the pipeline to start from (see `pipeline.load`); empty: from scratch."""
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    data: WorldsConfig | FolderConfig = field(default_factory=WorldsConfig)
+    data: WorldsConfig | FolderConfig | PairsConfig = field(default_factory=WorldsConfig)
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
