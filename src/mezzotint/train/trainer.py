@@ -24,7 +24,7 @@ from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.method import MethodConfig, Metrics, Turn
+from mezzotint.methods.method import MethodConfig, Metrics, Saved, Turn
 from mezzotint.pictures import grid
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
 from mezzotint.train import checkpoint
@@ -116,6 +116,9 @@ class Trainer:
                     raise Stopped(f"stopped at step {self.step}")
         log.close()
         self.pipeline.save(self.folder / "export", getattr(torch, self.config.train.export))
+        for name, module in self.averages.items():
+            if name != "student" and isinstance(module, Saved):
+                module.save(self.folder / "export" / name)
         return self.pipeline
 
     def _train_step(self) -> dict[str, float]:
