@@ -1,5 +1,6 @@
 """Tiny networks with random weights in the folders of published rewards."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def head(path: Path, width: int) -> torch.nn.Sequential:
     torch.manual_seed(0)
     sizes = (width, 8, 6, 4, 3, 1)
     layers: list[torch.nn.Module] = []
-    for number, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (a, b) in enumerate(pairwise(sizes)):
         layers += [torch.nn.Linear(a, b)] + ([torch.nn.Dropout(0.2)] if number < 3 else [])
     stack = torch.nn.Sequential(*layers).eval()
     save_file({f"layers.{name}": x for name, x in stack.state_dict().items()}, path)

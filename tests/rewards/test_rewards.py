@@ -203,7 +203,7 @@ def _of_another_shape(images: Tensor, prompts: Sequence[str]) -> Tensor:
 def test_a_reward_that_fails_is_said_with_its_picture(function: Any, reason: str, tmp_path: Path) -> None:
     images, prompts = torch.linspace(-1, 1, 3)[:, None, None, None].expand(3, 3, 8, 8), ["good", "bad", "good too"]
     config = GoalConfig(FunctionConfig(function), FunctionConfig(), failures=str(tmp_path / "stop"))
-    with pytest.raises(RewardError, match="test_function.*'bad'; the picture is .*on_failure skip") as error:
+    with pytest.raises(RewardError, match=r"test_function.*'bad'; the picture is .*on_failure skip") as error:
         config.build().score(images, prompts)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)

@@ -3,7 +3,7 @@
     L = E -log sigmoid(r(x_w, c) - r(x_l, c))
 
 ln 2 where both are rated alike. Pairs are split by prompt and not by pair: a prompt is in training for ever or never, so that the
-held-out accuracy is one on prompts that the model has not seen. Pairs of two identical pictures teach nothing; they are left out and counted.
+held-out accuracy is one on prompts that the model has not seen. Pairs of identical pictures teach nothing; they are left out and counted.
 
 Where we differ: which prompts are held out is a function of their words, so no list of them is kept, and the same ones are held out
 from every set of pairs.
@@ -62,9 +62,9 @@ class BradleyTerry(Method):
         loss = (bradley_terry_loss(winner, loser) * taught).sum() / taught.sum().clamp_min(1)
         right, margin = (winner > loser).float(), (winner - loser).detach()
         metrics = {
-            "ties": tie.float(),
             "accuracy": right[taught.bool()],
-            "margin": margin[taught.bool()],
             "held_out_accuracy": right[held & ~tie],
+            "margin": margin,
+            "ties": tie.float(),
         }
         return loss, {name: value for name, value in metrics.items() if value.numel()}

@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al. 2023): BLIP's text encoder reads the prompt while it looks at the picture; a stack of layers rates its first token.
+"""ImageReward (Xu et al. 2023): BLIP's text encoder reads the prompt as it looks at the picture; a stack of layers rates its first token.
 
     r = (head(BLIP(picture, prompt)[CLS]) - mean) / std
 

@@ -1,8 +1,8 @@
 """Our own reward model: an encoder of a picture under a prompt, and a linear head. `methods.reward` trains it from pairs.
 
-The encoder is one of two. `SmallEncoder` is a network of a few convolutions that the prompt shifts and scales (FiLM, Perez et al. 2018), trained
-from scratch with the head: minutes on a CPU. `CLIPEncoder` is a frozen CLIP, whose embeddings e of picture and prompt are read
-as [e_p, e_c, e_p * e_c]: only the head learns.
+The encoder is one of two. `SmallEncoder` is a few convolutions that the prompt shifts and scales (FiLM, Perez et al. 2018), trained from
+scratch with the head: minutes on a CPU. `CLIPEncoder` is a frozen CLIP, whose embeddings e of picture and prompt are read as
+[e_p, e_c, e_p * e_c]: only the head learns.
 
 B batch, D width.
 """

@@ -49,9 +49,8 @@ def measure(reward: Reward, batches: Iterable[Batch], folds: int = FOLDS, bins: 
     margin = torch.cat(margins)
     confidence, right = margin.abs().sigmoid(), (margin > 0).double()
     place = ((confidence - 0.5) * 2 * bins).long().clamp_max(bins - 1)
-    table = [
-        [float(confidence[place == i].mean()), float(right[place == i].mean()), int((place == i).sum())] for i in place.unique().tolist()
-    ]
+    parts = [place == i for i in place.unique()]
+    table = [(float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())) for rows in parts]
     return {
         "pairs": len(margin),
         "ties": ties,

@@ -1,6 +1,7 @@
 """What the published rewards share: reading networks of transformers, seeing pictures as these do, and their heads."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def head(place: str) -> Callable[[Tensor], Tensor]:
     names = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=_place)
     layers = [(tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float()) for name in names]
     widths = [weight.shape for weight, _ in layers]
-    if not widths or widths[-1][0] != 1 or any(before[0] != after[1] for before, after in zip(widths, widths[1:], strict=False)):
+    if not widths or widths[-1][0] != 1 or any(before[0] != after[1] for before, after in pairwise(widths)):
         raise UserError(f"{place} holds no stack of linear layers that ends in one number: {[tuple(width) for width in widths]}")
 
     def score(x: Tensor) -> Tensor:
