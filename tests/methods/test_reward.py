@@ -54,12 +54,13 @@ def test_held_out_prompts_and_ties_teach_nothing(method: BradleyTerry) -> None:
     one = replace(batch, images=batch.images[free[:1]], rejected=batch.rejected[free[:1]], prompts=[batch.prompts[free[0]]], ids=["one"])
     assert float(loss.detach()) == pytest.approx(float(method.loss(one, TURN, 0)[0].detach()), rel=1e-5)
     assert float(metrics["ties"].sum()) == len(free) - 1
-    assert len(metrics["held_out_accuracy"]) == len(held)
+    assert torch.nonzero(metrics["held_out"]).flatten().tolist() == held
+    assert (metrics["held_out_right"] <= metrics["held_out"]).all()
     all_ties = replace(batch, rejected=batch.images)
     nothing, metrics = method.loss(all_ties, TURN, 0)
+    assert not metrics["held_out"].any()
     nothing.backward()
     assert float(nothing.detach()) == 0
-    assert "accuracy" not in metrics
 
 
 def test_it_needs_pairs(method: BradleyTerry) -> None:

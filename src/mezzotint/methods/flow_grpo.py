@@ -18,6 +18,7 @@ import copy
 import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ from mezzotint.evals.distance import diversity
 from mezzotint.flow.solvers import Law, Step, constant, cps, flow_sde, grpo, kl, log_prob, randn_like, sit, transition
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.pipeline import Pipeline
-from mezzotint.rewards.goal import GoalConfig
+from mezzotint.rewards.goal import Goal, GoalConfig
 
 LAWS: dict[str, Callable[[float], Law]] = {"grpo": grpo, "sit": sit, "constant": constant, "cps": cps}
 DELTA = 1e-4  # added to the deviation of a group's rewards
@@ -119,8 +120,12 @@ class FlowGRPO(Method):
         if not 0 <= config.window < config.steps:
             raise ValueError(f"window must be fewer than the {config.steps} steps, got {config.window}")
         self.config = config
-        self.goal = config.goal.build()
         self.roles = {"student": Role(pipeline, averaged=True), "reference": Role(copy.deepcopy(pipeline), trained=False)}
+
+    @cached_property
+    def goal(self) -> Goal:
+        """The rewards, read when they are first needed."""
+        return self.config.goal.build()
 
     def turns(self, step: int) -> Sequence[Turn]:
         return [("student",)] * self.config.updates

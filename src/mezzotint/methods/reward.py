@@ -60,11 +60,7 @@ class BradleyTerry(Method):
         held = torch.tensor([held_out(prompt, self.config.folds) for prompt in batch.prompts], device=tie.device)
         taught = (~held & ~tie).float()
         loss = (bradley_terry_loss(winner, loser) * taught).sum() / taught.sum().clamp_min(1)
-        right, margin = (winner > loser).float(), (winner - loser).detach()
-        metrics = {
-            "accuracy": right[taught.bool()],
-            "held_out_accuracy": right[held & ~tie],
-            "margin": margin,
-            "ties": tie.float(),
-        }
-        return loss, {name: value for name, value in metrics.items() if value.numel()}
+        right, unseen = (winner > loser).float(), (held & ~tie).float()
+        metrics = {"accuracy": right, "margin": (winner - loser).detach(), "ties": tie.float()}
+        # Shares of all pairs: their quotient is the held-out accuracy, also where a batch has no such pair.
+        return loss, metrics | {"held_out": unseen, "held_out_right": unseen * right}

@@ -9,7 +9,7 @@ from mezzotint.train.optim import OptimConfig
 from mezzotint.train.trainer import RunConfig
 
 
-def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
+def continued(size: SizeName, share: float, lr: float) -> RunConfig:
     """A later stage: so much of the pre-training's steps, by AdamW at a rate that keeps what was learned."""
     config = worlds(size)
     steps = max(4, round(config.train.steps * share))
@@ -20,14 +20,14 @@ def _continued(size: SizeName, share: float, lr: float) -> RunConfig:
 
 def sft(size: SizeName = "s") -> RunConfig:
     """Fine-tuning on the preferred sliver: style, light and composition of one taste."""
-    config = _continued(size, share=0.1, lr=3e-4)
+    config = continued(size, share=0.1, lr=3e-4)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=1)
     return config
 
 
 def dpo(size: SizeName = "s") -> RunConfig:
     """Preference optimisation on pairs whose winner has the preferred look."""
-    config = _continued(size, share=0.04, lr=5e-5)
+    config = continued(size, share=0.04, lr=5e-5)
     config.data = WorldsConfig(size=config.data.size, pairs=True, seed=2)
     config.method = DPOConfig(beta=2000.0, anchor=1.0)
     return config
@@ -35,7 +35,7 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency; noise is drawn anew between them."""
-    config = _continued(size, share=0.1, lr=2e-3)
+    config = continued(size, share=0.1, lr=2e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
     config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, segments=1, shift=3.0)
@@ -45,7 +45,7 @@ def consistency(size: SizeName = "s") -> RunConfig:
 
 def dmd(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by distribution matching."""
-    config = _continued(size, share=0.06, lr=1e-3)
+    config = continued(size, share=0.06, lr=1e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
     config.method = DMDConfig(guidance=teacher.guidance, critic_turns=2, level=0.3)
