@@ -3,12 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from bright import BRIGHT, BrightConfig
 from torch import Tensor
 
 from mezzotint.data.batch import Loader
@@ -16,28 +16,14 @@ from mezzotint.data.worlds import WorldsConfig
 from mezzotint.flow.solvers import constant, euler, grpo, kl, log_prob, transition
 from mezzotint.methods.flow_grpo import FlowGRPO, FlowGRPOConfig, Transition, advantages, policy_loss, within_window
 from mezzotint.pipeline import Pipeline
-from mezzotint.rewards import GoalConfig, RewardConfig
+from mezzotint.rewards import GoalConfig
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 
 TURN = ("student",)
 
 
-@dataclass
-class BrightConfig(RewardConfig, kind="test_bright"):
-    """How bright a picture is; it fails on a prompt."""
-
-    fails_on: str = ""
-
-    def build(self) -> Any:
-        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
-            fails = torch.tensor([bool(self.fails_on) and self.fails_on in prompt for prompt in prompts])
-            return torch.where(fails, math.nan, images.flatten(1).mean(1))
-
-        return score
-
-
-TINY = FlowGRPOConfig(GoalConfig(BrightConfig(), BrightConfig()), group=4, steps=4)
+TINY = FlowGRPOConfig(BRIGHT, group=4, steps=4)
 
 
 def rollout(method: FlowGRPO, step: int = 0, size: int = 2, position: int = 0, rank: int = 0, world: int = 1) -> list[Transition]:

@@ -6,7 +6,7 @@ subject where it is asked for, and whether other things of its class turn into i
 
 from mezzotint.worlds.scene import Scene, Thing
 
-WORD = "xyz"  # its letters stand where they stand in no word of a caption
+WORD = "zzz"  # its letters stand where they stand in no word of a caption
 SHAPE, COLOUR = "ring", "purple"
 CAPTION, CLASS = f"a {WORD} {SHAPE}", f"a {SHAPE}"
 SHOWS = f"a {COLOUR} {SHAPE}"  # what the judge asks of a picture of the subject
