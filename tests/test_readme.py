@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 SAMPLING = (ROOT / "docs" / "sampling.md").read_text()
 ARCHITECTURES = (ROOT / "docs" / "architectures.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING + ARCHITECTURES, re.DOTALL)
+POST_TRAINING = (ROOT / "docs" / "post_training.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING + ARCHITECTURES + POST_TRAINING, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
 
 
@@ -51,7 +52,7 @@ def test_commands_are_understood(command: str) -> None:
 
 def test_files_named_are_there() -> None:
     pages = [ROOT / "docs" / f"{name}.md" for name in ("conventions", "add_a_method", "add_a_model")]
-    for text in (TEXT, SAMPLING, ARCHITECTURES, *(page.read_text() for page in pages)):
+    for text in (TEXT, SAMPLING, ARCHITECTURES, POST_TRAINING, *(page.read_text() for page in pages)):
         for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
             assert (ROOT / name).exists(), name
 

@@ -14,7 +14,7 @@ import pytest
 
 def main() -> None:
     here = Path(__file__).parent
-    names = sys.argv[1:] or ["denoise", "dpo", "consistency", "dmd"]
+    names = sys.argv[1:] or ["denoise", "dpo", "consistency", "dmd", "reward", "flow_grpo", "refl", "dreambooth"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MEZZOTINT_WRITE_GOLDEN"] = folder
         for name in names:

@@ -108,7 +108,14 @@ class DPO(Method):
         winner, loser = self._errors(self.student, batch.prompts, x0, both_eps, both_t)
         loss = dpo_loss(winner, loser, winner_ref, loser_ref, self.config.beta)
         right, pair = (winner - winner_ref < loser - loser_ref).float(), (~identical(batch.images, batch.rejected)).float()
-        metrics = {"t": t, "preference": loss.detach(), "accuracy": right, "winner": winner.detach(), "loser": loser.detach(), "ties": 1 - pair}
+        metrics = {
+            "t": t,
+            "preference": loss.detach(),
+            "accuracy": right,
+            "winner": winner.detach(),
+            "loser": loser.detach(),
+            "ties": 1 - pair,
+        }
         if isinstance(batch, Drawn):
             metrics |= {"reward": batch.reward.nanmean().nan_to_num(), "held_out_reward": batch.held_out.nanmean().nan_to_num()}
             metrics |= {"failed": batch.reward.isnan().float()}

@@ -6,8 +6,8 @@ A step is pi(x_s | x_t, c) = N(mean, std^2) under a `Law` of `flow.solvers`. Of 
     L = E max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl KL(pi || pi_ref),    KL = ||mean - mean_ref||^2 / (2 std^2)
 
 Training draws with fewer steps than the pipeline does (denoising reduction): it needs rewards that tell pictures apart, not fine
-pictures. Variants are settings: DanceGRPO (Xue et al. 2025) has the law "constant" and one noise for a group; Flow-GRPO-Fast and MixGRPO (Li
-et al. 2025) are stochastic in a `window` of steps only, and learn from these alone.
+pictures. Variants are settings: DanceGRPO (Xue et al. 2025) has the law "constant" and one noise for a group; Flow-GRPO-Fast and
+MixGRPO (Li et al. 2025) are stochastic in a `window` of steps only, and learn from these alone.
 
 Where we differ: log-densities and KL are both means over elements, and the KL has the |dt| that the published code lacks, so `clip`
 and `kl` do not depend on the size of the picture or the number of steps; every update learns from all pictures, where theirs

@@ -28,7 +28,7 @@ def reward(size: SizeName = "s") -> RunConfig:
 
 def grpo(size: SizeName = "s") -> RunConfig:
     """Flow-GRPO on what the judge says. Expected: 10 points from a weak start; not yet run."""
-    config = continued(size, share=0.02, lr=2e-4)
+    config = continued(size, share=0.012, lr=2e-4)
     config.data = WorldsConfig(size=config.data.size, seed=6, long_every=1_000_000)
     config.method = FlowGRPOConfig(RIGHT, group=16, steps=8, updates=2, clip=1e-3, kl=0.01)
     config.train = config.train.replace(batch=8, log=1)
@@ -45,7 +45,7 @@ def dance_grpo(size: SizeName = "s") -> RunConfig:
 
 
 def grpo_fast(size: SizeName = "s") -> RunConfig:
-    """Flow-GRPO-Fast: two stochastic steps at random in the first half, branching from one noise, more updates for the time. Not yet run."""
+    """Flow-GRPO-Fast: two stochastic steps at random in the first half, branching from one noise; three times the updates. Not yet run."""
     config = grpo(size)
     assert isinstance(config.method, FlowGRPOConfig)
     config.method = config.method.replace(window=2, shared=True, kl=0.0)
