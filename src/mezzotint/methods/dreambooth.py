@@ -99,4 +99,4 @@ def _only_word(pipeline: Pipeline, word: str) -> None:
     rows = torch.zeros(len(table), 1, device=table.device)
     rows[pipeline.text.tokens([word]).flatten()] = 1
     rows[0] = 0  # stands for no letter
-    table.register_hook(lambda gradient: gradient * rows)
+    table.register_hook(lambda gradient: gradient * rows.to(gradient))

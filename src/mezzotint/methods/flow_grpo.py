@@ -19,7 +19,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ class FlowGRPO(Method):
         batches: list[Batch] = []
         for part, walk in zip(parts, walks, strict=True):
             who = [prompts[i] for i in part.tolist()], [ids[i] for i in part.tolist()]
-            came = {"advantage": advantage[part], "reward": reward[part], "held_out": held_out[part], "diversity": spread}
+            came: dict[str, Any] = {"advantage": advantage[part], "reward": reward[part], "held_out": held_out[part], "diversity": spread}
             for move in walk:
                 mean, std = transition(move.start, move.v, move.start_t, move.t, law)
                 if std.any():
