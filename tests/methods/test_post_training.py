@@ -25,7 +25,7 @@ from mezzotint.methods.refl import ReFL, ReFLConfig
 from mezzotint.models import DenoiserConfig, DiTConfig, MMDiTConfig, UNetConfig, lora
 from mezzotint.pictures import save
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
-from mezzotint.rewards import GoalConfig, JudgeConfig
+from mezzotint.rewards import GoalConfig, JudgeConfig, RewardError
 from mezzotint.text import ByteEncoderConfig, PublishedConfig
 from mezzotint.train.log import read
 from mezzotint.train.optim import OptimConfig
@@ -110,6 +110,8 @@ def test_refl_needs_a_gradient_and_goes_on_without_failures(pipeline: Pipeline, 
     assert metrics["failed"].tolist() == [1.0, 0.0, 1.0, 0.0]
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in pipeline.parameters())
+    with pytest.raises(RewardError, match="failed on all 4 pictures of step 0"):
+        REFL.replace(goal=goal.replace(reward=BrightConfig(" "))).build(pipeline).loss(batch, TURN, 0)
     with pytest.raises(ValueError, match="last must be within"):
         REFL.replace(last=5).build(pipeline)
 

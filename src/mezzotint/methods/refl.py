@@ -26,7 +26,7 @@ from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.pipeline import Pipeline
-from mezzotint.rewards.goal import Goal, GoalConfig
+from mezzotint.rewards.goal import Goal, GoalConfig, RewardError
 from mezzotint.rewards.model import LearnedConfig
 
 
@@ -70,11 +70,12 @@ class ReFL(Method):
         prompts = batch.prompts[: -(-len(batch) // 2)] * 2
         stop = config.steps - 1 - int(torch.randint(config.last, ()))
         images, t = self._draw(batch, prompts, stop)
-        reward = self.goal.score(images, prompts)
-        if not reward.requires_grad and reward.isfinite().all():
-            kind = config.goal.reward.kind
-            raise UserError(f"ReFL needs a reward with a gradient, and {kind!r} has none; take a learned one, or method flow_grpo")
+        reward, kind = self.goal.score(images, prompts), config.goal.reward.kind
         good = reward.isfinite()
+        if not good.any():
+            raise RewardError(f"reward {kind!r} failed on all {len(prompts)} pictures of step {step}; see {config.goal.failures}")
+        if images.requires_grad and not reward.requires_grad:
+            raise UserError(f"ReFL needs a reward with a gradient, and {kind!r} has none; take a learned one, or method flow_grpo")
         missing = (config.margin - reward[good]).relu().sum() / len(prompts)
         anchor = self._anchor(batch)
         shown = images.detach()
