@@ -28,6 +28,7 @@ HOUSE = (
     "pictures",
     "worlds",
     "data",
+    "rewards",
     "evals",
     "methods",
     "train",

@@ -15,10 +15,8 @@ from mezzotint.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-SAMPLING = (ROOT / "docs" / "sampling.md").read_text()
-ARCHITECTURES = (ROOT / "docs" / "architectures.md").read_text()
-DISTILLATION = (ROOT / "docs" / "distillation.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING + ARCHITECTURES + DISTILLATION, re.DOTALL)
+DOCS = {page.stem: page.read_text() for page in sorted((ROOT / "docs").glob("*.md")) if page.stem not in ("LOG", "LEADERBOARD")}
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", "".join([TEXT, *DOCS.values()]), re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
 
 
@@ -52,39 +50,38 @@ def test_commands_are_understood(command: str) -> None:
 
 
 def test_files_named_are_there() -> None:
-    pages = [ROOT / "docs" / f"{name}.md" for name in ("conventions", "add_a_method", "add_a_model")]
-    for text in (TEXT, SAMPLING, ARCHITECTURES, DISTILLATION, *(page.read_text() for page in pages)):
+    for text in (TEXT, *DOCS.values()):
         for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
             assert (ROOT / name).exists(), name
 
 
 def test_tests_named_in_the_conventions_are_there() -> None:
     path = ""
-    for name in re.findall(r"`((?:tests/[\w/]+\.py)?::\w+)`", (ROOT / "docs" / "conventions.md").read_text()):
+    for name in re.findall(r"`((?:tests/[\w/]+\.py)?::\w+)`", DOCS["conventions"]):
         file, test = name.split("::")
         path = file or path
         assert f"def {test}(" in (ROOT / path).read_text(), name
 
 
 def test_pictures_shown_are_there() -> None:
-    for folder, text in ((ROOT, TEXT), (ROOT / "docs", SAMPLING)):
+    for folder, text in ((ROOT, TEXT), *((ROOT / "docs", text) for text in DOCS.values())):
         for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
             assert (folder / name).is_file(), name
 
 
 def test_the_page_on_sampling_shows_what_its_command_draws() -> None:
     drawn = runpy.run_path(str(ROOT / "docs" / "draw_sampling.py"))
-    assert drawn["table"]() in SAMPLING
-    assert all(f"| `{name}` |" in SAMPLING for name in SOLVERS)
+    assert drawn["table"]() in DOCS["sampling"]
+    assert all(f"| `{name}` |" in DOCS["sampling"] for name in SOLVERS)
     assert all(f">{name}</text>" in (ROOT / "docs" / "solvers.svg").read_text() for name in drawn["SHOWN"])
 
 
 def test_the_page_on_architectures_shows_what_its_command_draws() -> None:
     drawn = runpy.run_path(str(ROOT / "docs" / "draw_architectures.py"))
-    assert drawn["table"](drawn["work_row"]) in ARCHITECTURES
-    assert all(f"| `{name}` |" in ARCHITECTURES.split("## Memory")[1] for name in drawn["SHOWN"])
+    assert drawn["table"](drawn["work_row"]) in DOCS["architectures"]
+    assert all(f"| `{name}` |" in DOCS["architectures"].split("## Memory")[1] for name in drawn["SHOWN"])
     for name in ("sana-1600m", "fuse-dit-2b", "uvit-h-2"):  # the others take longer
-        assert drawn["memory_row"](name) in ARCHITECTURES
+        assert drawn["memory_row"](name) in DOCS["architectures"]
 
 
 def test_the_test_command_of_ci_is_the_readmes() -> None:

@@ -96,8 +96,10 @@ class EvalOptions:
 
     model: tyro.conf.Positional[str]
     """A packaged model, an exported pipeline, or the folder of a run."""
-    suite: Literal["worlds", "images", "students"] = "worlds"
-    """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise."""
+    suite: Literal["worlds", "images", "students", "subject", "pairs", "rewards"] = "worlds"
+    """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise.
+    subject: a personalised model's fidelity, and what it forgot. pairs: a reward model's accuracy and calibration on held-out pairs.
+    rewards: whether a reinforced run deceives its reward."""
     teacher: str = "starter"
     """What a student is compared with, for the suite of that name."""
     pictures: Path | None = None
@@ -234,9 +236,12 @@ def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
 
 
 def evaluate(options: EvalOptions) -> None:
-    from mezzotint.evals import images, students, worlds
+    from mezzotint.evals import images, students, subject, worlds
     from mezzotint.pipeline import load
 
+    if options.suite in ("pairs", "rewards"):
+        _show_result(_of_rewards(options), options.json)
+        return
     pipeline = load(options.model)
     with _progress() as progress:
         bar = progress.add_task("evaluation", total=None)
@@ -248,6 +253,8 @@ def evaluate(options: EvalOptions) -> None:
             result = worlds.evaluate(pipeline, worlds.Protocol(options.prompts), progress=show)
         elif options.suite == "students":
             result = students.evaluate(pipeline, load(options.teacher), students.Protocol(options.prompts), show, options.pictures)
+        elif options.suite == "subject":
+            result = subject.evaluate(pipeline, subject.Protocol(prompts=options.prompts), progress=show)
         else:
             from mezzotint.data.folder import FolderConfig
 
@@ -255,7 +262,27 @@ def evaluate(options: EvalOptions) -> None:
                 raise UserError("the suite images needs a folder of images: --data DIR")
             source = FolderConfig(path=str(options.data), size=pipeline.config.sampling.side).build()
             result = images.evaluate(pipeline, source, progress=show)
-    if options.json:
+    _show_result(result, options.json)
+
+
+def _of_rewards(options: EvalOptions) -> dict[str, Any]:
+    """The suites that draw no picture."""
+    from mezzotint.data.worlds import WorldsConfig
+    from mezzotint.evals import rewards
+    from mezzotint.rewards import LearnedConfig, pairs
+    from mezzotint.train.log import read
+
+    if options.suite == "pairs":
+        source = WorldsConfig(pairs=True, seed=1_000_000).build()
+        return {"suite": "pairs"} | pairs.measure(LearnedConfig(options.model).build(), (source.batch(n, 256) for n in range(16)))
+    try:
+        return rewards.evaluate(read(Path(options.model) / "metrics.jsonl"))
+    except ValueError as error:
+        raise UserError(f"{options.model} is no run with rewards, or too short a one: {error}") from error
+
+
+def _show_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         print(json.dumps(result))
     else:
         _print_result(result)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bright import BRIGHT
 
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.pairs import PairsConfig
@@ -19,14 +20,21 @@ from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.denoise import DenoiseConfig, flow_error, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig, dpo_loss
+from mezzotint.methods.dreambooth import DreamBoothConfig
+from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig
 from mezzotint.methods.ladd import LADDConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.progressive import ProgressiveConfig
+from mezzotint.methods.refl import ReFLConfig
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.reward import BradleyTerryConfig
 from mezzotint.methods.scm import SCMConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig, Sampling
+from mezzotint.rewards import RewardModelConfig
+from mezzotint.rewards.model import SmallEncoderConfig
+from mezzotint.text import ByteEncoderConfig
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 
@@ -41,6 +49,10 @@ METHODS: dict[str, tuple[MethodConfig, bool]] = {
     "meanflow": (MeanFlowConfig(difference=0.02), False),
     "ladd": (LADDConfig(), False),
     "scm": (SCMConfig(warmup=10, difference=0.02), False),
+    "reward": (BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))), True),
+    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0), False),
+    "refl": (ReFLConfig(BRIGHT, steps=3, last=2), False),
+    "dreambooth": (DreamBoothConfig(class_prompt="a ring", pictures=4), False),
 }
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -225,7 +237,8 @@ def test_every_method_learns(name: str, run_config: Callable[..., RunConfig], pi
         drawn = Sampling(solver="euler", steps=3)
         config.data = PairsConfig(folder=str(tmp_path / "pairs"), teacher=config.init, number=12, sampling=drawn)
     Trainer(config, tmp_path / "run").run()
-    losses = [line["loss"] for line in read(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    key = "reward.loss" if name == "reward" else "loss"
+    losses = [line[key] for line in read(tmp_path / "run" / "metrics.jsonl") if key in line]
     assert len(losses) == 20
     if folder := os.environ.get("MEZZOTINT_WRITE_GOLDEN"):
         (Path(folder) / f"{name}.json").write_text(json.dumps(losses))

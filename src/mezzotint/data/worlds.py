@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from mezzotint import config
 from mezzotint.data.batch import Batch
+from mezzotint.worlds import subject
 from mezzotint.worlds.caption import describe, write
 from mezzotint.worlds.render import render
 from mezzotint.worlds.splits import draw, prefer
@@ -12,7 +13,9 @@ from mezzotint.worlds.splits import draw, prefer
 
 @dataclass
 class WorldsConfig(config.Config, kind="worlds"):
-    """size: side in pixels. split: see `worlds.splits.draw`. pairs: preference pairs, the winner in the preferred look.
+    """size: side in pixels. split: see `worlds.splits.draw`, or "subject" for the few pictures of `worlds.subject` again and again.
+
+    pairs: preference pairs, the winner in the preferred look.
 
     long_every: one batch in so many has long captions, which leave nothing out; a whole batch, so that the short
     captions of the others are not padded to their length. coloured: share of the short captions that name colours.
@@ -42,6 +45,10 @@ class Worlds:
         return self._batch("held-out", size, long=False)
 
     def _batch(self, name: str, size: int, long: bool) -> Batch:
+        if self.config.split == "subject":
+            rows = [row % subject.PICTURES for row in range(size)]
+            images = render([subject.subject(row) for row in rows], self.config.size)
+            return Batch(images, [subject.CAPTION] * size, [f"worlds-subject-{row}" for row in rows])
         names = [f"worlds-{self.config.seed}-{self.config.split}-{name}-{row}" for row in range(size)]
         scenes, prompts = [], []
         for name in names:

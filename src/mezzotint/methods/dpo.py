@@ -5,29 +5,42 @@
 Winner w and loser l share noise and time, and so do student and reference. Errors are means over elements, so beta does
 not depend on the size of the pictures. DPO alone often raises the errors of winner and loser both; the second term, the
 flow-matching loss of the winner, holds the winner where it is. The first term is exactly ln 2 at the first step.
+
+Pairs come with the data, or, with `draws`, from the student itself (online DPO): of so many pictures of a prompt the one with the highest
+reward and the one with the lowest. Pairs of identical pictures, and drawn ones of equal rewards, teach nothing and are counted.
 """
 
 import copy
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mezzotint.data.batch import Batch
+from mezzotint.data.batch import Batch, Loader
 from mezzotint.errors import UserError
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.pipeline import Pipeline
+from mezzotint.rewards.goal import Goal, GoalConfig
+from mezzotint.rewards.pairs import identical
 
 
 @dataclass
 class DPOConfig(MethodConfig, kind="dpo"):
-    """beta: how sharply the student may leave the reference. anchor: weight of the winner's own loss."""
+    """beta: how sharply the student may leave the reference. anchor: weight of the winner's own loss.
+
+    draws: pictures that the student draws of each prompt, in `steps` steps, to make pairs by `goal`; 0: the data's own pairs.
+    """
 
     beta: float = 200.0
     anchor: float = 0.0
+    draws: int = 0
+    steps: int = 10
+    goal: GoalConfig = field(default_factory=GoalConfig)
     times: TimeDensity = field(default_factory=TimeDensity)
 
     def build(self, pipeline: Pipeline) -> "DPO":
@@ -40,12 +53,46 @@ def dpo_loss(winner: Tensor, loser: Tensor, winner_ref: Tensor, loser_ref: Tenso
     return -F.logsigmoid(-beta / 2 * advantage)
 
 
+@dataclass(kw_only=True)
+class Drawn(Batch):
+    """Pairs that the student drew. reward, held_out: (B, draws) of all pictures; a reward that failed is NaN."""
+
+    reward: Tensor
+    held_out: Tensor
+
+
 class DPO(Method):
     """Roles: the student, and a frozen reference with its first weights."""
 
     def __init__(self, config: DPOConfig, pipeline: Pipeline) -> None:
+        if config.draws == 1 or config.draws < 0:
+            raise ValueError(f"draws must be 0 or at least 2 pictures, got {config.draws}")
         self.config = config
         self.roles = {"student": Role(pipeline, averaged=True), "reference": Role(copy.deepcopy(pipeline), trained=False)}
+
+    def experience(self, loader: Loader, step: int) -> list[Batch]:
+        batch = next(loader)
+        return [self._drawn(batch) if self.config.draws else batch]
+
+    @cached_property
+    def goal(self) -> Goal:
+        """The rewards, read when they are first needed."""
+        return self.config.goal.build()
+
+    def _drawn(self, batch: Batch) -> Drawn:
+        """The best and the worst of the student's pictures of each prompt; twice the best where all are alike."""
+        n, draws = len(batch), self.config.draws
+        seeds = torch.randint(1 << 62, (n * draws,)).tolist()
+        images = self.student(batch.prompts, draws, seed=seeds, steps=self.config.steps).to(batch.images)
+        prompts = [prompt for prompt in batch.prompts for _ in range(draws)]
+        reward, held_out = (rate(images, prompts).view(n, draws) for rate in (self.goal.score, self.goal.watch))
+        best, worst = reward.nan_to_num(-math.inf).max(1), reward.nan_to_num(math.inf).min(1)
+        rows = torch.arange(n, device=reward.device)
+        loser = torch.where(best.values > worst.values, worst.indices, best.indices)
+        pictures = images.unflatten(0, (n, draws))
+        ids = [f"{name} drawn with seeds {seeds[row * draws : (row + 1) * draws]}" for row, name in enumerate(batch.ids)]
+        winners, losers = pictures[rows, best.indices], pictures[rows, loser]
+        return Drawn(winners, batch.prompts, ids, losers, reward=reward, held_out=held_out)
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         if batch.rejected is None:
@@ -60,9 +107,19 @@ class DPO(Method):
             winner_ref, loser_ref = self._errors(reference, batch.prompts, x0, both_eps, both_t)
         winner, loser = self._errors(self.student, batch.prompts, x0, both_eps, both_t)
         loss = dpo_loss(winner, loser, winner_ref, loser_ref, self.config.beta)
-        right = (winner - winner_ref < loser - loser_ref).float()
-        metrics = {"t": t, "preference": loss.detach(), "accuracy": right, "winner": winner.detach(), "loser": loser.detach()}
-        return (loss + self.config.anchor * winner).mean(), metrics
+        right, pair = (winner - winner_ref < loser - loser_ref).float(), (~identical(batch.images, batch.rejected)).float()
+        metrics = {
+            "t": t,
+            "preference": loss.detach(),
+            "accuracy": right,
+            "winner": winner.detach(),
+            "loser": loser.detach(),
+            "ties": 1 - pair,
+        }
+        if isinstance(batch, Drawn):
+            metrics |= {"reward": batch.reward.nanmean().nan_to_num(), "held_out_reward": batch.held_out.nanmean().nan_to_num()}
+            metrics |= {"failed": batch.reward.isnan().float()}
+        return (pair * (loss + self.config.anchor * winner)).mean(), metrics
 
     def _errors(self, pipeline: Pipeline, prompts: list[str], x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """(B,) errors on winners and on losers, in one pass."""

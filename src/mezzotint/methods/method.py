@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -19,12 +21,19 @@ class Role:
     """A part that a module plays in a method.
 
     trained: it has an optimizer; otherwise it is frozen. averaged: a moving average of its weights is kept, and it is the
-    average that previews, evaluation and export see.
+    average that previews, evaluation and export see. One beside the student is exported to `export/ROLE` if it is `Saved`.
     """
 
     module: nn.Module
     trained: bool = True
     averaged: bool = False
+
+
+@runtime_checkable
+class Saved(Protocol):
+    """A module that writes itself into a folder."""
+
+    def save(self, folder: Path) -> None: ...
 
 
 class Method(ABC):

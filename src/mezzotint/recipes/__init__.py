@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import distil, post, tiny
+from mezzotint.recipes import distil, personal, post, reward, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -23,5 +23,15 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.meanflow": distil.meanflow,
     "tiny.ladd": distil.ladd,
     "tiny.scm": distil.scm,
+    "tiny.reward": reward.reward,
+    "tiny.grpo": reward.grpo,
+    "tiny.dance_grpo": reward.dance_grpo,
+    "tiny.grpo_fast": reward.grpo_fast,
+    "tiny.mix_grpo": reward.mix_grpo,
+    "tiny.grpo_learned": reward.grpo_learned,
+    "tiny.refl": reward.refl,
+    "tiny.dpo_online": reward.dpo_online,
+    "tiny.dreambooth": personal.dreambooth,
+    "tiny.textual_inversion": personal.textual_inversion,
     "tiny.images": tiny.images,
 }

@@ -25,7 +25,7 @@ from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.method import MethodConfig, Metrics, Turn
+from mezzotint.methods.method import MethodConfig, Metrics, Saved, Turn
 from mezzotint.pictures import grid
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
 from mezzotint.train import checkpoint
@@ -117,14 +117,19 @@ class Trainer:
                     raise Stopped(f"stopped at step {self.step}")
         log.close()
         self.pipeline.save(self.folder / "export", getattr(torch, self.config.train.export))
+        for name, module in self.averages.items():
+            if name != "student" and isinstance(module, Saved):
+                module.save(self.folder / "export" / name)
         return self.pipeline
 
     def _train_step(self) -> dict[str, float]:
         """One step of the method: all its turns. Returns the numbers to log."""
         logged: dict[str, float] = {}
+        turns = self.method.turns(self.step)
+        self._release(turns[0])  # which kernel a product takes depends on it: a roll-out is to have those of the loss, and of a resumed run
         self._seed(0)
         batches = [batch for _ in range(self.config.train.accumulate) for batch in self.method.experience(self.loader, self.step)]
-        for number, turn in enumerate(self.method.turns(self.step), start=1):
+        for number, turn in enumerate(turns, start=1):
             self._accumulate(batches, turn, number, logged)
             for name in turn:
                 self._update(name, batches, turn, number, logged)
@@ -134,9 +139,8 @@ class Trainer:
     def _accumulate(self, batches: list[Batch], turn: Turn, number: int, logged: dict[str, float]) -> None:
         """Gradients of a turn: the mean over all samples of all batches."""
         samples = sum(len(batch) for batch in batches)
-        for name, parameters in self.parameters.items():
-            for p in parameters:
-                p.requires_grad_(name in turn)
+        means: dict[str, float] = {}
+        self._release(turn)
         for index, batch in enumerate(batches):
             loss, metrics = self._loss(batch, turn, number, index)
             if not loss.isfinite():
@@ -147,7 +151,14 @@ class Trainer:
             for key, value in {**metrics, "loss": loss.detach()}.items():
                 key = key if len(turn) == 1 and turn[0] == "student" else f"{'+'.join(turn)}.{key}"
                 if key != "t":
-                    logged[key] = logged.get(key, 0.0) + share * float(value.mean())
+                    means[key] = means.get(key, 0.0) + share * float(value.mean())
+        logged.update(means)  # of several turns of one role the last one's
+
+    def _release(self, turn: Turn) -> None:
+        """Let the roles of a turn have gradients, and no others."""
+        for name, parameters in self.parameters.items():
+            for p in parameters:
+                p.requires_grad_(name in turn)
 
     def _loss(self, batch: Batch, turn: Turn, number: int, index: int) -> tuple[Tensor, Metrics]:
         self._seed(number, index)

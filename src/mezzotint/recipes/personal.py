@@ -1,0 +1,25 @@
+"""A subject from a few pictures: minutes on two cores, started from a pipeline (``--init``)."""
+
+from mezzotint.data.worlds import WorldsConfig
+from mezzotint.methods.dreambooth import DreamBoothConfig
+from mezzotint.recipes.post import continued
+from mezzotint.recipes.tiny import SizeName
+from mezzotint.train.trainer import RunConfig
+from mezzotint.worlds import subject
+
+
+def dreambooth(size: SizeName = "s") -> RunConfig:
+    """DreamBooth on the subject of Worlds. Expected: it is drawn and its class kept, which ``--method.prior 0`` loses; not yet run."""
+    config = continued(size, share=0.08, lr=2e-4)
+    config.data = WorldsConfig(size=config.data.size, split="subject")
+    config.method = DreamBoothConfig(class_prompt=subject.CLASS)
+    config.train = config.train.replace(batch=16, preview_prompts=(subject.CAPTION, subject.CLASS, subject.SHOWS))
+    return config
+
+
+def textual_inversion(size: SizeName = "s") -> RunConfig:
+    """Only the embedding of the rare word learns. Not yet run."""
+    config = dreambooth(size)
+    config.method = DreamBoothConfig(prior=0.0, word=subject.WORD)
+    config.optim = config.optim.replace(lr=2e-2)
+    return config
