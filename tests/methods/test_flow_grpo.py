@@ -175,11 +175,11 @@ def test_two_ranks_are_one(pipeline: Pipeline) -> None:
 
 def test_a_trivial_reward_rises_and_is_logged(run_config: Callable[..., RunConfig], pipeline: Pipeline, tmp_path: Path) -> None:
     pipeline.save(tmp_path / "init")
-    config = run_config(TINY.replace(group=8, kl=0.0, clip=0.1), steps=12, batch=4, checkpoint=20, preview=20, evaluate=20)
-    config.init, config.optim = str(tmp_path / "init"), replace(config.optim, lr=3e-3)
+    config = run_config(TINY.replace(group=8, kl=0.0, clip=0.1), steps=10, batch=2, checkpoint=20, preview=20, evaluate=20)
+    config.init, config.optim, config.data = str(tmp_path / "init"), replace(config.optim, lr=5e-3), WorldsConfig(size=16)
     Trainer(config, tmp_path / "run").run()
     lines = [line for line in read(tmp_path / "run" / "metrics.jsonl") if "reward" in line]
-    assert lines[-1]["reward"] > lines[0]["reward"] + 0.05
+    assert lines[-1]["reward"] > lines[0]["reward"] + 0.05, [line["reward"] for line in lines]
     assert lines[0]["reward"] == pytest.approx(lines[0]["held_out_reward"])
     assert {"diversity", "kl", "ratio", "ratio_off", "clipped", "telling", "failed"} <= lines[0].keys()
     assert all(line["failed"] == 0 for line in lines)

@@ -237,10 +237,10 @@ NETWORKS: dict[str, DenoiserConfig] = {
 SETTINGS = [("dit", "pixels", "adapter"), ("dit", "latents", "all"), ("mmdit", "pixels", "all"), ("mmdit", "latents", "adapter")]
 SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
 TECHNIQUES: dict[str, tuple[MethodConfig, WorldsConfig]] = {
-    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, window=1), WorldsConfig()),
-    "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WorldsConfig()),
-    "dpo": (DPOConfig(draws=2, steps=2, goal=BRIGHT, anchor=1.0), WorldsConfig()),
-    "dreambooth": (DreamBoothConfig(class_prompt=subject.CLASS, pictures=2), WorldsConfig(split="subject")),
+    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, window=1), WorldsConfig(size=16)),
+    "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WorldsConfig(size=16)),
+    "dpo": (DPOConfig(draws=2, steps=2, goal=BRIGHT, anchor=1.0), WorldsConfig(size=16)),
+    "dreambooth": (DreamBoothConfig(class_prompt=subject.CLASS, pictures=2), WorldsConfig(size=16, split="subject")),
 }
 
 
@@ -282,7 +282,7 @@ def test_it_trains_and_resumes_everywhere(name: str, setting: tuple[str, str, st
         ByteEncoderConfig(width=32, depth=1, heads=2),
         NETWORKS[network],
         CODEC if space == "latents" else IdentityConfig(),
-        Sampling(size=32, steps=2),
+        Sampling(size=16, steps=2),
         DiscretePath() if network == "unet" else LinearPath(),
         adapter=weights == "adapter",
     )
