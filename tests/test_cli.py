@@ -163,7 +163,7 @@ def test_speedrun_runs_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(speedrun.PROMPTS_PER_TASK, "xs", 2)
     real = Trainer._train_step
 
-    def stops(self: Trainer) -> dict[str, float]:
+    def stops(self: Trainer) -> tuple[dict[str, float], bool]:
         if self.folder.name == "dpo":
             raise Stopped("stopped at step 0")
         return real(self)
