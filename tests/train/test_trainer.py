@@ -71,6 +71,27 @@ def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_deadline_is_no_accident(run_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="step 1") as stopped:
+        Trainer(run_config(deadline=1e-6), tmp_path / "parts").run()
+    assert not stopped.value.by_hand
+    Trainer(run_config(deadline=60.0), tmp_path / "parts").run()
+    Trainer(run_config(), tmp_path / "whole").run()
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_other_data_are_refused(run_config: Make, tmp_path: Path) -> None:
+    class Other(Worlds):
+        """The same, but for its name."""
+
+        version = "worlds 2"
+
+    config = run_config(steps=2)
+    Trainer(config, tmp_path).run()
+    with pytest.raises(UserError, match=r"the data are not those .*version worlds 1, now worlds 2"):
+        Trainer(config, tmp_path, Other(WorldsConfig())).run()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

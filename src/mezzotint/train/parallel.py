@@ -7,6 +7,7 @@ nothing is exchanged.
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -93,11 +94,12 @@ class Ranks:
         if self.world == 1:
             return Agreement(samples, stop)
         own = torch.tensor([samples, int(stop), *shape])
-        every = own.new_empty(self.world, len(own))
+        gathered = [torch.empty_like(own) for _ in range(self.world)]
         try:
-            dist.all_gather_into_tensor(every, own)
+            dist.all_gather(gathered, own)
         except RuntimeError as error:
             raise UserError(f"rank {self.rank} lost the others: see the first error above, of the rank that stopped") from error
+        every = torch.stack(gathered)
         if (every[:, 2:] != own[2:]).any():
             raise ValueError(f"experience must take and give equally many batches for every micro-batch, got {every[:, 2:].tolist()}")
         return Agreement(int(every[:, 0].sum()), bool(every[:, 1].any()))
@@ -117,7 +119,9 @@ class Ranks:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision in which losses are computed."""
-        return torch.autocast("cpu", torch.bfloat16) if self.config.precision == "bfloat16" else nullcontext()
+        # The cache would keep a copy in bfloat16 of every block that was gathered.
+        half = self.config.precision == "bfloat16"
+        return torch.autocast("cpu", torch.bfloat16, cache_enabled=self.mesh is None) if half else nullcontext()
 
     def spread(self, role: Role) -> None:
         """Prepare a role in place: checkpointing and compilation of its blocks, and its share of the weights."""
@@ -131,14 +135,13 @@ class Ranks:
         for part in parts:
             frozen_text = part is getattr(role.module, "text", None) and not any(p.requires_grad for p in part.parameters())
             if self.mesh is not None and not (frozen_text and self.config.replicate_text):
-                # A role that pictures are drawn from as it is must compute in float32 outside of autocast.
-                _shard(part, self.mesh, half=self.config.precision == "bfloat16" and (role.averaged or not role.trained))
+                _shard(part, self.mesh)
 
     def spread_average(self, module: nn.Module) -> None:
         """This rank's share of a moving average."""
         if self.mesh is not None:
             for part in _parts(module):
-                _shard(part, self.mesh, half=False)
+                _shard(part, self.mesh)
 
 
 def leave() -> None:
@@ -201,13 +204,17 @@ def _recomputed(block: nn.Module, keep: str) -> partial[object]:
     return partial(run, context_fn=partial(create_selective_checkpoint_contexts, _keep_products)) if keep == "selective" else run
 
 
-def _shard(part: nn.Module, mesh: DeviceMesh, half: bool) -> None:
-    """FSDP2 on the blocks and then the rest. Gradients are summed in float32: the losses are shares of one mean already."""
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False)
+def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2 on the blocks and then the rest. Gradients are summed: the losses are shares of one mean already.
+
+    Weights travel in float32, so that a block computes what it would on one rank, in any precision and in previews.
+    """
+    # Networks return their patches as a view of the picture, and nobody writes into it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if not any(True for _ in part.parameters()):
         return
     for module in (*blocks(part), part):
-        sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
         sharded.set_force_sum_reduction_for_comms(True)
         sharded.set_gradient_divide_factor(1.0)
 

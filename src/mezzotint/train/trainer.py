@@ -9,6 +9,7 @@ never having stopped, bit for bit on one machine, and any number of ranks trains
 import copy
 import json
 import math
+import random
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -158,9 +159,9 @@ class Trainer:
         samples = sum(len(portion.batch) for portion in portions)
         agreed = self.ranks.agree(samples, (len(portions), self.loader.position), self.stop.asked)
         for number, turn in enumerate(self.method.turns(self.step), start=1):
-            self._accumulate(portions, agreed.samples, turn, number, logged)
+            suspect = self._accumulate(portions, agreed.samples, turn, number, logged)
             for name in turn:
-                self._update(name, portions, turn, number, logged)
+                self._update(name, suspect, turn, number, logged)
         self.method.after_step(self.step)
         return logged, agreed.stop or (self.ranks.world == 1 and self.stop.asked)
 
@@ -178,16 +179,22 @@ class Trainer:
             raise ValueError(f"experience must take equally many batches for every micro-batch of a step, it ended at {sorted(ends)}")
         return portions
 
-    def _accumulate(self, portions: list[Portion], samples: int, turn: Turn, number: int, logged: dict[str, float]) -> None:
-        """Gradients of a turn: the mean over the samples of all batches, of which all ranks together have so many."""
+    def _accumulate(self, portions: list[Portion], samples: int, turn: Turn, number: int, logged: dict[str, float]) -> Portion:
+        """Gradients of a turn: the mean over the samples of all batches, of which all ranks together have so many.
+
+        Returns what to look at first if they are not finite.
+        """
         for name, parameters in self.parameters.items():
             for p in parameters:
                 p.requires_grad_(name in turn)
+        suspect = portions[0]
         means: dict[str, float] = {}
         for portion in portions:
             loss, metrics = self._loss(portion, turn, number)
-            if self.ranks.world == 1 and not loss.isfinite():  # of several ranks none may stop alone: the gradient tells all of them
-                raise self._not_finite("the loss", portion, turn, number, metrics)
+            if not loss.isfinite():
+                suspect = portion
+                if self.ranks.world == 1:  # of several ranks none may stop alone: the gradient tells all of them
+                    raise self._not_finite("the loss", portion, turn, number, metrics)
             share = len(portion.batch) / samples
             (loss * share).backward()
             for key, value in {**metrics, "loss": loss.detach()}.items():
@@ -195,17 +202,23 @@ class Trainer:
                 if key != "t":
                     means[key] = means.get(key, 0.0) + share * float(value.mean())
         logged.update(self.ranks.total(means))
+        return suspect
 
     def _loss(self, portion: Portion, turn: Turn, number: int) -> tuple[Tensor, Metrics]:
         self._seed(portion.micro, number, portion.index)
         with self.ranks.autocast():
             return self.method.loss(portion.batch, turn, self.step)
 
-    def _update(self, name: str, portions: list[Portion], turn: Turn, number: int, logged: dict[str, float]) -> None:
+    def _update(self, name: str, suspect: Portion, turn: Turn, number: int, logged: dict[str, float]) -> None:
         """Clip, step the optimizers, move the average, and let go of the gradients of one role."""
         norm = whole(clip_(self.parameters[name], self.config.optim.clip))
         if not norm.isfinite():
-            raise self._not_finite("the gradient", portions[0], turn, number, self._loss(portions[0], turn, number)[1])
+            loss, metrics = self._loss(suspect, turn, number)
+            mine = float(not loss.isfinite())
+            if self.ranks.total({"found": mine})["found"] > mine == 0:
+                self._loss(suspect, turn, number)  # another rank looks for the module, and cannot compute alone
+                raise NonFiniteError(f"the loss is not finite at step {self.step}, for samples of another rank")
+            raise self._not_finite("the loss" if mine else "the gradient", suspect, turn, number, metrics)
         logged["grad_norm" if name == "student" else f"{name}.grad_norm"] = float(norm)
         for optimizer in self.optimizers[name]:
             for group in optimizer.param_groups:
@@ -220,11 +233,9 @@ class Trainer:
         return explain(what, self.step, self.method.roles, portion.batch, metrics, rerun)
 
     def _seed(self, micro: int, *place: int) -> None:
-        """Seed all randomness of a call from (seed, micro-batch, step, place in the step)."""
-        mixed = 0
-        for number in (self.config.train.seed, micro, self.step, *place):
-            mixed = (mixed * 1_000_003 + number + 1) % (1 << 63)
-        torch.manual_seed(mixed)
+        """Seed all randomness of a call: torch's from (seed, micro-batch, step, place in the step), Python's without the micro-batch."""
+        torch.manual_seed(_mixed(self.config.train.seed, micro, self.step, *place))
+        random.seed(_mixed(self.config.train.seed, self.step, *place))
 
     def _chores(self, log: Log | None, metrics: dict[str, float], stopping: bool) -> None:
         """What is due after a step besides training. All ranks compute it together, and the one with a log writes it down."""
@@ -316,6 +327,13 @@ class Trainer:
                 f"the data are not those that {self.folder} was trained on (version {state['data']}, now {self.source.version}); "
                 "put them back, or choose another folder with --out"
             )
+
+
+def _mixed(*numbers: int) -> int:
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 1) % (1 << 63)
+    return mixed
 
 
 def _frozen(module: torch.nn.Module) -> torch.nn.Module:
