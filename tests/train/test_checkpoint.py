@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_shares_of_two_ranks_are_one_checkpoint(tmp_path: Path, monkeypatch: pyt
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize("harm", ["truncate", "noise", "state", "missing", "shape"])
+@pytest.mark.parametrize("harm", ["truncate", "noise", "flip", "state", "missing", "shape"])
 def test_damage_is_named(harm: str, tmp_path: Path) -> None:
     saver = Saver(tmp_path)
     saver.save(1, {"student": {"weight": torch.ones(100)}}, {})
@@ -97,6 +98,10 @@ def test_damage_is_named(harm: str, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:-1])
     elif harm == "noise":
         file.write_bytes(b"noise")
+    elif harm == "flip":
+        whole = bytearray(file.read_bytes())
+        whole[-1] ^= 1
+        file.write_bytes(whole)
     elif harm == "state":
         (folder / checkpoint.STATE).write_text("{")
     with pytest.raises(UserError, match=r"step-00000001 is damaged .*remove that folder to go on from the one before"):
@@ -143,4 +148,4 @@ def test_nothing_but_json_and_safetensors(tmp_path: Path) -> None:
     saver.finish()
     (folder,) = tmp_path.iterdir()
     assert sorted(file.name for file in folder.iterdir()) == ["state.json", "student.safetensors"]
-    assert json.loads((folder / "state.json").read_text()) == {"step": 3, "files": ["student.safetensors"]}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 3, "files": {"student.safetensors": ANY}}

@@ -14,6 +14,7 @@ from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.methods.method import MethodConfig
+from mezzotint.models import DenoiserConfig, FluxConfig, UNetConfig
 from mezzotint.train import checkpoint
 from mezzotint.train.log import read
 from mezzotint.train.parallel import ParallelConfig
@@ -21,6 +22,10 @@ from mezzotint.train.trainer import RunConfig
 
 Make = Callable[..., RunConfig]
 METHODS: dict[str, MethodConfig] = {"dpo": DPOConfig(), "consistency": ConsistencyConfig(), "dmd": DMDConfig(critic_turns=1)}
+NETWORKS: dict[str, DenoiserConfig] = {
+    "unet": UNetConfig(widths=(8, 16), depths=(0, 1), heads=(1, 2), groups=4, channels=3, text_width=32, pooled_width=32, layers=1),
+    "flux": FluxConfig(width=32, joint=1, single=1, heads=2, axes=(4, 6, 6), patch=8, channels=3, text_width=32, pooled_width=32),
+}
 GROUPS = ParallelConfig(shard=2)
 
 
@@ -54,14 +59,18 @@ def ran(root: Path, run_config_once: Make) -> Path:
     long.train.accumulate = 2
     runs = {name: quiet(run_config_once(method, pairs=name == "dpo", steps=2)) for name, method in METHODS.items()}
     runs |= {"long": long, "even": even, "half": half}
+    for name, denoiser in NETWORKS.items():
+        runs[name] = quiet(run_config_once(steps=2))
+        runs[name].pipeline.denoiser = denoiser
 
     def jobs(world: int) -> list[Job]:
         shared = [Job(root / f"{name}-{world}", config) for name, config in runs.items()]
         return [*shared, Job(root / f"uneven-{world}", quiet(run_config_once(steps=2), "muon"), "uneven")]
 
-    together(1, [*jobs(1), Job(root / "stopped-1", stopping)])
+    together(1, [*jobs(1), Job(root / "stopped-1", stopping), Job(root / "stopped-1-2", stopping, "interrupted")])
+    assert not (root / "stopped-1-2" / "export").exists()
     ends = [Job(root / "stopped-2", stopping, "interrupted"), Job(root / "poisoned", even, "poisoned")]
-    assert together(2, [*jobs(2), *ends]) == [0, 0]
+    assert together(2, [*jobs(2), Job(root / "stopped-1-2", stopping), *ends]) == [0, 0]
     shutil.copytree(root / "stopped-2", root / "stopped-2-1")
     shutil.copytree(root / "stopped-2", root / "stopped-2-4")
     together(1, [Job(root / "stopped-2-1", stopping)])
@@ -73,7 +82,7 @@ def ran(root: Path, run_config_once: Make) -> Path:
 @pytest.mark.parametrize(
     ("name", "world", "steps", "error"),
     [("long", 2, 50, 1e-5), ("even", 2, 3, 1e-5), ("even", 4, 3, 1e-5), ("uneven", 2, 2, 1e-5), ("half", 2, 3, 1e-3)]
-    + [(name, 2, 2, 1e-5) for name in METHODS],
+    + [(name, 2, 2, 1e-5) for name in (*METHODS, *NETWORKS)],
 )
 def test_the_losses_do_not_depend_on_the_number_of_ranks(name: str, world: int, steps: int, error: float, ran: Path) -> None:
     alone, shared = losses(ran / f"{name}-1"), losses(ran / f"{name}-{world}")
@@ -88,9 +97,21 @@ def test_two_ranks_stop_together_and_others_go_on(ran: Path) -> None:
     (stopped,) = checkpoint.steps(ran / "stopped-2" / "checkpoints")
     assert len(list(stopped.glob("student.0*-of-00002.safetensors"))) == 2
     whole = losses(ran / "stopped-1")
-    for name in ("stopped-2-1", "stopped-2-4"):
+    for name in ("stopped-2-1", "stopped-2-4", "stopped-1-2"):
         assert losses(ran / name) == pytest.approx(whole, rel=1e-5)
         assert torch.allclose(export(ran / name), export(ran / "stopped-1"), atol=2e-4)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_ranks_saved_is_what_one_saves(world: int, ran: Path) -> None:
+    """All weights, averages and states; four ranks are two replicas of two shares."""
+    alone, shared = (checkpoint.Checkpoint(checkpoint.steps(ran / f"even-{n}" / "checkpoints")[-1]) for n in (1, world))
+    assert shared.shapes == alone.shapes
+    assert len(shared.state["files"]) == 3 * world
+    one, other = ({g: {n: torch.zeros(shape) for n, shape in named.items()} for g, named in alone.shapes.items()} for _ in range(2))
+    alone.fill(one)
+    shared.fill(other)
+    assert all(torch.allclose(one[group][name], other[group][name], atol=2e-4) for group in one for name in one[group])
 
 
 def test_the_rank_with_the_bad_sample_names_it(ran: Path) -> None:

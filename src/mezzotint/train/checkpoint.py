@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
+from mezzotint.config import inside
 from mezzotint.errors import UserError
 
 Tensors = dict[str, Tensor]
@@ -89,10 +91,10 @@ class Saver:
         if self.error is not None:
             raise self.error
 
-    def finish(self) -> None:
-        """Wait until everything is written."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Wait until everything is written, or for so many seconds."""
         if self.thread is not None:
-            self.thread.join()
+            self.thread.join(seconds)
         self.check()
 
     def _copy(self, group: str, own: dict[str, Share]) -> dict[str, Share]:
@@ -130,13 +132,17 @@ def write(
         if world == 1:
             shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True, exist_ok=True)
+        checksums = {}
         for group, own in groups.items():
             file = part / f"{group}{_suffix(rank, world)}.safetensors"
             places = {f"{group}/{name}": {"saved_offsets": share.start} for name, share in own.items()}
             named = {f"{group}/{name}": share.tensor for name, share in own.items()}
             save_file(named, file, {"format": "pt", PLACES: json.dumps(places)})
             _flush(file)
-        (part / f"rank{_suffix(rank, world)}.done").touch()
+            checksums[file.name] = _checksum(file)
+        done = part / f"rank{_suffix(rank, world)}.done"
+        done.with_suffix(".part").write_text(json.dumps(checksums))
+        done.with_suffix(".part").replace(done)
         if rank == 0:
             _wait_for(part, world)
             _name_whole(part, final, state)
@@ -161,15 +167,25 @@ def _wait_for(part: Path, world: int) -> None:
 
 
 def _name_whole(part: Path, final: Path, state: dict[str, Any]) -> None:
-    for done in part.glob("rank*.done"):
+    files = {}
+    for done in sorted(part.glob("rank*.done")):
+        files |= json.loads(done.read_text())
         done.unlink()
-    (part / STATE).write_text(json.dumps({**state, "files": sorted(file.name for file in part.glob("*.safetensors"))}))
+    (part / STATE).write_text(json.dumps({**state, "files": files}))
     _flush(part / STATE)
     _flush(part)
     if final.exists():
         shutil.rmtree(final)
     part.rename(final)
     _flush(final.parent)
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            value = zlib.crc32(chunk, value)
+    return value
 
 
 def remove_old(folder: Path, keep: int, spare: Collection[int] = ()) -> None:
@@ -206,17 +222,20 @@ def number(checkpoint: Path) -> int:
 class Checkpoint:
     """A whole checkpoint. UserError where it is damaged: it names what is, and what to do.
 
-    state: what was stored beside the tensors. shapes: of the tensors of every group, by their names.
+    state: what was stored beside the tensors. shapes: of the tensors of every group, by their names. thorough: read all files and
+    compare their checksums, which one rank should do.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, thorough: bool = True) -> None:
         self.folder = folder
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         try:
             self.state: dict[str, Any] = json.loads((folder / STATE).read_text())
-            for file in self.state["files"]:
-                self._survey(folder / file)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            for file, checksum in self.state["files"].items():
+                self._survey(inside(folder, file))
+                if thorough and _checksum(folder / file) != checksum:
+                    raise ValueError(f"{file} is not what was written")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
             raise self._damaged(error) from error
 
     def _survey(self, file: Path) -> None:
@@ -265,5 +284,5 @@ def prepare_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], shape
         for key in (full.removeprefix(f"{name}.") for full in shapes if full.startswith(f"{name}.")):
             if p in owners and "." not in key:
                 shape = shapes[f"{name}.{key}"]
-                owners[p].state[p][key] = torch.zeros_like(p) if shape == p.shape else torch.zeros(shape)
+                owners[p].state[p][key] = torch.zeros_like(p) if shape == p.shape else torch.zeros(shape, device=p.device)
     return optimizer_tensors(module, optimizers)

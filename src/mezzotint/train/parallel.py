@@ -171,11 +171,13 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of a network's outermost module lists, one after the other."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
+    """What a network declares as its `blocks`; of one from elsewhere, the members of its outermost module lists."""
+    if hasattr(module, "blocks"):
+        yield from module.blocks
+    elif isinstance(module, nn.ModuleList):
+        yield from module
+    else:
+        for child in module.children():
             yield from blocks(child)
 
 

@@ -38,6 +38,8 @@ from mezzotint.train.optim import OptimConfig, average_, clip_
 from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather, whole
 from mezzotint.train.stop import Stopped, StopRequest
 
+LAST_WRITE = 30.0  # seconds that a run which breaks gives to the checkpoint that is being written
+
 
 @dataclass
 class TrainConfig(config.Config, kind="train"):
@@ -134,19 +136,23 @@ class Trainer:
         log = Log(self.folder / "metrics.jsonl", self.step) if self.ranks.main else None
         task = self.progress.add_task(self.folder.name, total=self.config.train.steps, completed=self.step) if self.progress else None
         self.stop = StopRequest(self.config.train.deadline)
-        with self.stop:
-            while self.step < self.config.train.steps:
-                start = time.perf_counter()
-                self.saver.check()
-                metrics, stopping = self._train_step()
-                self.step += 1
-                self.seconds += time.perf_counter() - start
-                self._chores(log, metrics, stopping)
-                if self.progress and task is not None:
-                    self.progress.update(task, completed=self.step)
-                if stopping and self.step < self.config.train.steps:
-                    self.saver.finish()
-                    raise Stopped(f"stopped at step {self.step}", self.stop.by_hand)
+        try:
+            with self.stop:
+                while self.step < self.config.train.steps:
+                    start = time.perf_counter()
+                    self.saver.check()
+                    metrics, stopping = self._train_step()
+                    self.step += 1
+                    self.seconds += time.perf_counter() - start
+                    self._chores(log, metrics, stopping)
+                    if self.progress and task is not None:
+                        self.progress.update(task, completed=self.step)
+                    if stopping and self.step < self.config.train.steps:
+                        self.saver.finish()
+                        raise Stopped(f"stopped at step {self.step}", self.stop.by_hand)
+        except Exception:
+            self.saver.finish(LAST_WRITE)
+            raise
         self.saver.finish()
         if log is not None:
             log.close()
@@ -300,7 +306,7 @@ class Trainer:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out") from error
         self.ranks.wait()
         if found := checkpoint.steps(folder):
-            self._restore(checkpoint.Checkpoint(found[-1]))
+            self._restore(checkpoint.Checkpoint(found[-1], thorough=self.ranks.main))
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         self._check_settings(saved.state)
