@@ -62,6 +62,7 @@ def ran(root: Path, run_config_once: Make) -> Path:
     for name, denoiser in NETWORKS.items():
         runs[name] = quiet(run_config_once(steps=2))
         runs[name].pipeline.denoiser = denoiser
+        runs[name].parallel = ParallelConfig(checkpoint="full" if name == "flux" else "selective")
 
     def jobs(world: int) -> list[Job]:
         shared = [Job(root / f"{name}-{world}", config) for name, config in runs.items()]

@@ -167,7 +167,7 @@ def _wait_for(part: Path, world: int) -> None:
 
 
 def _name_whole(part: Path, final: Path, state: dict[str, Any]) -> None:
-    files = {}
+    files: dict[str, int] = {}
     for done in sorted(part.glob("rank*.done")):
         files |= json.loads(done.read_text())
         done.unlink()

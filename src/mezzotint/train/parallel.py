@@ -8,12 +8,12 @@ nothing is exchanged.
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -173,7 +173,7 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """What a network declares as its `blocks`; of one from elsewhere, the members of its outermost module lists."""
     if hasattr(module, "blocks"):
-        yield from module.blocks
+        yield from cast(Iterable[nn.Module], module.blocks)
     elif isinstance(module, nn.ModuleList):
         yield from module
     else:
