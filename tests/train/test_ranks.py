@@ -39,10 +39,11 @@ def export(folder: Path) -> torch.Tensor:
 
 
 def quiet(config: RunConfig, optimizer: str = "adamw") -> RunConfig:
-    """Four micro-batches of two, and nothing drawn before the end."""
+    """One block, four micro-batches of two, and nothing drawn before the end."""
     last = config.train.steps
     train = config.train.replace(batch=2, accumulate=4, evaluate=last, preview=last, preview_prompts=(), checkpoint=last)
-    return replace(config, train=train, optim=config.optim.replace(name=optimizer))
+    pipeline = config.pipeline.replace(denoiser=config.pipeline.denoiser.replace(depth=1))
+    return replace(config, pipeline=pipeline, train=train, optim=config.optim.replace(name=optimizer))
 
 
 @pytest.fixture(scope="module")
