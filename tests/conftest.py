@@ -18,14 +18,19 @@ from mezzotint.train.trainer import RunConfig, TrainConfig
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def tiny() -> PipelineConfig:
+def tiny_pipeline() -> PipelineConfig:
     """A pipeline that runs in milliseconds."""
     return PipelineConfig(
         text=ByteEncoderConfig(width=32, depth=1, heads=2),
         denoiser=DiTConfig(width=32, depth=2, heads=2, patch=8, text_width=32),
         sampling=Sampling(size=32, steps=3),
     )
+
+
+@pytest.fixture
+def tiny() -> PipelineConfig:
+    """See `tiny_pipeline`."""
+    return tiny_pipeline()
 
 
 @pytest.fixture
@@ -39,18 +44,25 @@ def pipeline(tiny: PipelineConfig) -> Pipeline:
     return built.eval()
 
 
-@pytest.fixture
-def run_config(tiny: PipelineConfig) -> Callable[..., RunConfig]:
+def tiny_run(method: MethodConfig | None = None, pairs: bool = False, **train: object) -> RunConfig:
     """A run of a few steps; keywords change its training."""
+    settings = TrainConfig(steps=6, batch=4, log=1, preview=3, evaluate=3, checkpoint=2, held_out=4, preview_prompts=("a red star",))
+    config = RunConfig(
+        pipeline=tiny_pipeline(),
+        data=WorldsConfig(pairs=pairs),
+        optim=OptimConfig(lr=1e-3, warmup=2, average=0.9),
+        train=replace(settings, **train),  # type: ignore[arg-type]
+    )
+    return replace(config, method=method) if method else config
 
-    def make(method: MethodConfig | None = None, pairs: bool = False, **train: object) -> RunConfig:
-        settings = TrainConfig(steps=6, batch=4, log=1, preview=3, evaluate=3, checkpoint=2, held_out=4, preview_prompts=("a red star",))
-        config = RunConfig(
-            pipeline=tiny,
-            data=WorldsConfig(pairs=pairs),
-            optim=OptimConfig(lr=1e-3, warmup=2, average=0.9),
-            train=replace(settings, **train),  # type: ignore[arg-type]
-        )
-        return replace(config, method=method) if method else config
 
-    return make
+@pytest.fixture
+def run_config() -> Callable[..., RunConfig]:
+    """See `tiny_run`."""
+    return tiny_run
+
+
+@pytest.fixture(scope="module")
+def run_config_once() -> Callable[..., RunConfig]:
+    """`tiny_run`, for what a whole file of tests shares."""
+    return tiny_run

@@ -153,6 +153,12 @@ def test_models_are_listed_within_seconds(capsys: pytest.CaptureFixture[str]) ->
     assert "flux-dev" in capsys.readouterr().out
 
 
+def test_a_deadline_ends_a_run_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny.worlds", *FAST, "--train.deadline", "1e-6", "--out", str(tmp_path)]) == 0
+    assert "stopped at step 1; everything is saved, the same command goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
 def test_speedrun_runs_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole chain at a size of seconds: stopped in its third stage, it goes on and ends in a report."""
     from mezzotint import speedrun
@@ -163,7 +169,7 @@ def test_speedrun_runs_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(speedrun.PROMPTS_PER_TASK, "xs", 2)
     real = Trainer._train_step
 
-    def stops(self: Trainer) -> dict[str, float]:
+    def stops(self: Trainer) -> tuple[dict[str, float], bool]:
         if self.folder.name == "dpo":
             raise Stopped("stopped at step 0")
         return real(self)

@@ -1,6 +1,7 @@
 """The command line, verb by verb. Whatever is slow to import is imported by the verb that needs it."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -158,6 +159,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     from mezzotint.data.folder import Folder
     from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
+    from mezzotint.train.parallel import leave
     from mezzotint.train.trainer import RunConfig, Trainer
 
     if options.recipe not in RECIPES:
@@ -177,7 +179,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     config = tyro.cli(RunConfig, default=config, args=rest, config=conf, prog=f"mezzotint train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
     source = config.data.build()
-    if isinstance(source, Folder):
+    if isinstance(source, Folder) and _first_of_ranks():
         print(source.report(), file=sys.stderr)
         if source.bad:
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,6 +188,9 @@ def train(options: TrainOptions, rest: list[str]) -> None:
         config.train.preview_prompts = tuple(source.held_out(8).prompts)
     with _progress() as progress:
         pipeline = Trainer(config, folder, source, progress).run()
+    leave()
+    if not _first_of_ranks():
+        return
     print(f"pipeline: {folder / 'export'}")
     if isinstance(source, Folder):
         _print_result(images.evaluate(pipeline, source))
@@ -363,6 +368,11 @@ def _dotted(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
+def _first_of_ranks() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _progress() -> "Progress":
     """Bars with time left, on stderr, so that stdout holds results only."""
     from rich.console import Console
@@ -376,7 +386,7 @@ def _progress() -> "Progress":
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not _first_of_ranks())
 
 
 VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
@@ -391,7 +401,7 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 done, 1 a run that broke, 2 a user's mistake, 130 stopped by the user."""
+    """Run one verb. Returns the exit code: 0 done or stopped by a deadline, 1 a run that broke, 2 a user's mistake, 130 stopped by hand."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -425,14 +435,20 @@ def _verb(words: list[str]) -> int:
 
 def _run(function: Callable[[], None]) -> int:
     from mezzotint.train.guard import NonFiniteError
+    from mezzotint.train.parallel import leave, report
     from mezzotint.train.stop import Stopped
 
     try:
         function()
     except Stopped as error:
-        return _say(f"{error}; everything is saved, the same command goes on from there", 130)
+        leave()
+        return _say(f"{error}; everything is saved, the same command goes on from there", 130 if error.by_hand else 0)
     except NonFiniteError as error:
+        report(error)
         return _say(f"error: {error}", 1)
+    except Exception as error:
+        report(error)
+        raise
     return 0
 
 

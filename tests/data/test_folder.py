@@ -52,6 +52,17 @@ def test_batch_is_a_pure_function_of_its_number_and_size(images: Path) -> None:
     assert all(equal(one, source.batch(number, 5)) for number, one in enumerate(forwards))
 
 
+def test_the_version_is_that_of_pictures_and_captions(images: Path) -> None:
+    fill(images, 4)
+    versions = [build(images).version, build(images, seed=1).version]
+    (images / "000.txt").write_text("another caption")
+    versions.append(build(images).version)
+    fill(images, 5)
+    versions.append(build(images).version)
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
+
+
 def test_seed_changes_the_order(images: Path) -> None:
     fill(images, 20)
     assert build(images, seed=1).batch(0, 10).ids != build(images, seed=2).batch(0, 10).ids

@@ -71,6 +71,27 @@ def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_deadline_is_no_accident(run_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="step 1") as stopped:
+        Trainer(run_config(deadline=1e-6), tmp_path / "parts").run()
+    assert not stopped.value.by_hand
+    Trainer(run_config(deadline=60.0), tmp_path / "parts").run()
+    Trainer(run_config(), tmp_path / "whole").run()
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_other_data_are_refused(run_config: Make, tmp_path: Path) -> None:
+    class Other(Worlds):
+        """The same, but for its name."""
+
+        version = "worlds 2"
+
+    config = run_config(steps=2)
+    Trainer(config, tmp_path).run()
+    with pytest.raises(UserError, match=r"the data are not those .*version worlds 1, now worlds 2"):
+        Trainer(config, tmp_path, Other(WorldsConfig())).run()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -177,10 +198,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(run_config: Make, tmp_path: Path,
     config = run_config()
     real = checkpoint.save_file
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         if "step-00000004" in str(path):
             raise OSError(28, "No space left on device")
-        real(tensors, path)
+        real(tensors, path, metadata)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match=r"No space left on device; free some space.*last whole one is step-00000002"):
@@ -241,8 +262,7 @@ def test_accumulating_equals_one_large_batch(run_config: Make, tmp_path: Path) -
         trainer = Trainer(run_config(batch=batch, accumulate=accumulate), tmp_path, Halves(WorldsConfig()))
         error = lambda b, turn, step: (trainer.method.student.encode(b.prompts).pooled.pow(4).mean(), {})  # noqa: E731
         trainer.method.loss = error  # type: ignore[method-assign, assignment]
-        batches = [b for _ in range(accumulate) for b in trainer.method.experience(trainer.loader, 0)]
-        trainer._accumulate(batches, ("student",), 1, {})
+        trainer._accumulate(trainer._experience(), 4, ("student",), 1, {})
         return [p.grad for p in trainer.parameters["student"] if p.grad is not None]
 
     grads = gradients(4, 1), gradients(2, 2)

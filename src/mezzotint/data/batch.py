@@ -32,6 +32,11 @@ class Batch:
 class Source(Protocol):
     """Where batches come from. Both methods are pure: the same arguments give the same batch, in any process."""
 
+    @property
+    def version(self) -> str:
+        """A name of the data themselves: another one where any batch may be another."""
+        ...
+
     def batch(self, number: int, size: int) -> Batch:
         """Batch `number` (0, 1, ...) of the endless training stream, `size` samples."""
         ...
@@ -42,19 +47,20 @@ class Source(Protocol):
 
 
 class Loader:
-    """An endless iterator over a source whose whole state is one integer.
+    """An endless iterator over one of the streams that a source is dealt out into.
 
-    Rank r of W takes batches r, r + W, r + 2W, ... so ranks never share a sample stream. To resume, set `position`.
+    Stream m of A has the batches m, m + A, m + 2A, ... of the source, so the micro-batches of a step share no sample, and which they
+    get does not depend on who works on them. The state is one integer, `position`, the next place in any of the streams.
     """
 
-    def __init__(self, source: Source, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.source, self.batch_size, self.rank, self.world = source, batch_size, rank, world
+    def __init__(self, source: Source, batch_size: int, stream: int = 0, streams: int = 1) -> None:
+        self.source, self.batch_size, self.stream, self.streams = source, batch_size, stream, streams
         self.position = 0
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        batch = self.source.batch(self.position * self.world + self.rank, self.batch_size)
+        batch = self.source.batch(self.position * self.streams + self.stream, self.batch_size)
         self.position += 1
         return batch

@@ -94,7 +94,7 @@ class Folder:
     two or more different pictures at least one is held out and at least one trained on.
 
     ids: relative paths of the usable images, sorted. captions: the variants of each, () where there is none.
-    bad: what was set aside.
+    bad: what was set aside. version: a digest of names, pixels and captions.
     Raises `UserError` if the folder cannot be read, holds no usable image, or too large a share of it is bad.
     """
 
@@ -111,6 +111,8 @@ class Folder:
         if not self.ids or len(self.bad) > config.max_bad * (len(self.bad) + len(self.ids)):
             raise self._refusal()
         self._training, self._held_out = _split(read.digests, config.held_out)
+        contained = zip(self.ids, (digest.hex() for digest in read.digests), self.captions, strict=True)
+        self.version = hashlib.sha256(json.dumps(list(contained)).encode()).hexdigest()[:16]
         self._permutation: Callable[[int], Tensor] = lru_cache(maxsize=2)(self._draw_permutation)
 
     def __len__(self) -> int:

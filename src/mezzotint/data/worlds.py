@@ -38,6 +38,10 @@ class Worlds:
     def __init__(self, config: WorldsConfig) -> None:
         self.config = config
 
+    @property
+    def version(self) -> str:
+        return "worlds 1"  # to be raised by whoever changes what a seed draws
+
     def batch(self, number: int, size: int) -> Batch:
         return self._batch(f"train-{number}", size, long=number % self.config.long_every == self.config.long_every - 1)
 

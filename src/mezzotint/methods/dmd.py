@@ -10,6 +10,7 @@ it meets when it samples (backward simulation): its own outputs, renoised, at on
 """
 
 import copy
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -80,7 +81,7 @@ class DMD(Method):
         times = self.student.times(self.student.config.sampling.replace(steps=self.config.steps))
         cond: Cond = self.student.encode(batch.prompts)
         x = self.student.entered(torch.randn_like(self.student.codec.encode(batch.images)), times)
-        stop = int(torch.randint(self.config.steps, ()))
+        stop = random.randrange(self.config.steps)  # the same for all micro-batches: it decides what is called
         for number, t in enumerate(times[: stop + 1]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number == stop):
                 now = t.expand(len(x))

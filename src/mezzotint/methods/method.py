@@ -39,8 +39,10 @@ class Saved(Protocol):
 class Method(ABC):
     """All that the author of a technique must know. A method has a role called "student": the pipeline that it makes.
 
-    Randomness comes from torch's global generator, which the Trainer seeds before every call from (seed, rank, step), so
-    a method draws freely and resumes exactly.
+    Randomness comes from torch's global generator, which the Trainer seeds before every call from (seed, step, micro-batch), so
+    a method draws freely, resumes exactly, and does not depend on the number of ranks. Which networks are called, and how
+    often, must be the same for all micro-batches of a step: ranks that share a network gather it together. What decides that
+    is drawn from Python's `random`, which the Trainer seeds from (seed, step).
     """
 
     roles: dict[str, Role]
@@ -53,7 +55,10 @@ class Method(ABC):
         return module
 
     def experience(self, loader: Loader, step: int) -> list[Batch]:
-        """What this step learns from: batches whose losses are averaged, weighted by their lengths."""
+        """What one micro-batch of this step is: batches whose losses are averaged, weighted by their lengths.
+
+        Asks the loader equally often for every micro-batch of a step.
+        """
         return [next(loader)]
 
     def turns(self, step: int) -> Sequence[Turn]:

@@ -2,49 +2,203 @@
 
 A folder is written under another name, flushed to the disk, and renamed; a process killed at any instant leaves the last
 whole checkpoint untouched. Nothing is pickled, so loading one cannot run code.
+
+Every rank writes its share of every tensor, with its place in the whole in the file's metadata, in the form of
+torch.distributed.checkpoint's Hugging Face storage, whose reader puts the shares together again for any number of ranks.
+Where we differ from its writer: that one makes the bytes of a file in memory and holds Python's lock meanwhile, which stops
+the loop for longer than half of the time that writing takes.
 """
 
 import json
 import os
 import shutil
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
+from mezzotint.config import inside
 from mezzotint.errors import UserError
 
 Tensors = dict[str, Tensor]
 STATE = "state.json"
+PLACES = "DCP_SHARDING_INFO"  # the key by which the reader finds where a share begins
+WAIT = 600.0  # seconds for which rank 0 waits for the files of the others
 
 
-def write(folder: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int = 2) -> Path:
-    """Write checkpoint `step` and remove all but the `keep` newest. UserError where the disk does not take it."""
+@dataclass(frozen=True)
+class Share:
+    """What one rank has of a tensor, and where it begins in the whole along each axis."""
+
+    tensor: Tensor
+    start: tuple[int, ...]
+
+
+def shares(tensors: Tensors, main: bool) -> dict[str, Share]:
+    """What this rank has to write: its shares, without those that a replica of it writes; what is on all ranks, if it is `main`."""
+    own = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            if main:
+                own[name] = Share(tensor, (0,) * tensor.ndim)
+            continue
+        mesh = tensor.device_mesh
+        first = all(mesh.get_local_rank(axis) == 0 for axis, placed in enumerate(tensor.placements) if placed.is_replicate())
+        if first and tensor.to_local().numel():
+            _, start = compute_local_shape_and_global_offset(tensor.shape, mesh, tensor.placements)
+            own[name] = Share(tensor.to_local(), tuple(start))
+    return own
+
+
+class Saver:
+    """Writes the checkpoints of a run while it goes on; it only waits until its tensors are copied, or an earlier one is written.
+
+    The copies live as long as the saver does: memory that is new for every checkpoint costs many times what copying does. Rank 0
+    names a checkpoint whole when the files of all ranks are there, which takes a file system that all of them see.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0, world: int = 1, keep: int = 2) -> None:
+        self.folder, self.rank, self.world, self.keep = folder, rank, world, keep
+        self.copies: dict[str, Tensors] = {}
+        self.thread: threading.Thread | None = None
+        self.error: UserError | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any], spare: Collection[int] = ()) -> None:
+        """Copy what this rank has and write it as checkpoint `step`, beside the newest ones and those of the steps to `spare`."""
+        self.finish()
+        copied = {group: self._copy(group, shares(named, self.rank == 0)) for group, named in tensors.items()}
+        self.thread = threading.Thread(target=self._write, args=(step, copied, state, frozenset(spare)), name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def check(self) -> None:
+        """Raise the `UserError` of a checkpoint that could not be written."""
+        if self.error is not None:
+            raise self.error
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Wait until everything is written, or for so many seconds."""
+        if self.thread is not None:
+            self.thread.join(seconds)
+        self.check()
+
+    def _copy(self, group: str, own: dict[str, Share]) -> dict[str, Share]:
+        kept = self.copies.setdefault(group, {})
+        for name, share in own.items():
+            if name not in kept or kept[name].shape != share.tensor.shape:
+                kept[name] = torch.empty_like(share.tensor, device="cpu", memory_format=torch.contiguous_format)
+            kept[name].copy_(share.tensor.detach())
+        return {name: Share(kept[name], share.start) for name, share in own.items()}
+
+    def _write(self, step: int, copied: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:
+        try:
+            write(self.folder, step, copied, state, self.keep, spare, self.rank, self.world)
+        except UserError as error:
+            self.error = error
+
+
+def write(
+    folder: Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, Share]],
+    state: dict[str, Any],
+    keep: int = 2,
+    spare: Collection[int] = (),
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Write this rank's files of checkpoint `step`; on rank 0 wait for the others, then name it whole and remove the old ones.
+
+    All but the `keep` newest and those of the steps to `spare` are removed. UserError where the disk does not take it.
+    """
     final = folder / f"step-{step:08d}"
     part = folder / f".{final.name}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_file({key: tensor.detach().contiguous() for key, tensor in group.items()}, part / f"{name}.safetensors")
-        (part / STATE).write_text(json.dumps(state))
-        for file in part.iterdir():
+        if world == 1:
+            shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True, exist_ok=True)
+        checksums = {}
+        for group, own in groups.items():
+            file = part / f"{group}{_suffix(rank, world)}.safetensors"
+            places = {f"{group}/{name}": {"saved_offsets": share.start} for name, share in own.items()}
+            named = {f"{group}/{name}": share.tensor for name, share in own.items()}
+            save_file(named, file, {"format": "pt", PLACES: json.dumps(places)})
             _flush(file)
-        _flush(part)
-        if final.exists():
-            shutil.rmtree(final)
-        part.rename(final)
-        _flush(folder)
+            checksums[file.name] = _checksum(file)
+        done = part / f"rank{_suffix(rank, world)}.done"
+        done.with_suffix(".part").write_text(json.dumps(checksums))
+        done.with_suffix(".part").replace(done)
+        if rank == 0:
+            _wait_for(part, world)
+            _name_whole(part, final, state)
+            remove_old(folder, keep, spare)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
+        if world == 1:
+            shutil.rmtree(part, ignore_errors=True)
         kept = f"; the last whole one is {steps(folder)[-1].name}" if steps(folder) else ""
         raise UserError(f"cannot write checkpoint {final}: {error}; free some space and run the same command again{kept}") from error
+
+
+def _suffix(rank: int, world: int) -> str:
+    return "" if world == 1 else f".{rank + 1:05d}-of-{world:05d}"
+
+
+def _wait_for(part: Path, world: int) -> None:
+    limit = time.monotonic() + WAIT
+    while len(there := list(part.glob("rank*.done"))) < world:
+        if time.monotonic() > limit:
+            raise OSError(f"only {len(there)} of {world} ranks have written their files; all ranks must see the same folder")
+        time.sleep(0.01)
+
+
+def _name_whole(part: Path, final: Path, state: dict[str, Any]) -> None:
+    files: dict[str, int] = {}
+    for done in sorted(part.glob("rank*.done")):
+        files |= json.loads(done.read_text())
+        done.unlink()
+    (part / STATE).write_text(json.dumps({**state, "files": files}))
+    _flush(part / STATE)
+    _flush(part)
+    if final.exists():
+        shutil.rmtree(final)
+    part.rename(final)
+    _flush(final.parent)
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def remove_old(folder: Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the `keep` newest and those of the steps to `spare`."""
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+        if number(old) not in spare:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed run left half written."""
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -60,27 +214,75 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def read(checkpoint: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The tensors and the state of one checkpoint. UserError where it is damaged: it names the file and what to do."""
-    try:
-        state = json.loads((checkpoint / STATE).read_text())
-        tensors = {file.stem: load_file(file) for file in sorted(checkpoint.glob("*.safetensors"))}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"checkpoint {checkpoint} is damaged ({error}); remove that folder to go on from the one before it") from error
-    return tensors, state
+def number(checkpoint: Path) -> int:
+    """The step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def optimizer_tensors(optimizer: Optimizer) -> Tensors:
-    """The state of an optimizer as named tensors: "3.exp_avg" is `exp_avg` of its parameter number 3."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
+class Checkpoint:
+    """A whole checkpoint. UserError where it is damaged: it names what is, and what to do.
+
+    state: what was stored beside the tensors. shapes: of the tensors of every group, by their names. thorough: read all files and
+    compare their checksums, which one rank should do.
+    """
+
+    def __init__(self, folder: Path, thorough: bool = True) -> None:
+        self.folder = folder
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        try:
+            self.state: dict[str, Any] = json.loads((folder / STATE).read_text())
+            for file, checksum in self.state["files"].items():
+                self._survey(inside(folder, file))
+                if thorough and _checksum(folder / file) != checksum:
+                    raise ValueError(f"{file} is not what was written")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+            raise self._damaged(error) from error
+
+    def _survey(self, file: Path) -> None:
+        with safe_open(file, framework="pt") as stored:
+            places = json.loads(stored.metadata()[PLACES])
+            for name in stored.keys():  # noqa: SIM118  # not a dictionary
+                group, own = name.split("/", 1)
+                end = [start + size for start, size in zip(places[name]["saved_offsets"], stored.get_slice(name).get_shape(), strict=True)]
+                known = self.shapes.setdefault(group, {}).get(own, end)
+                self.shapes[group][own] = tuple(max(pair) for pair in zip(known, end, strict=True))
+
+    def fill(self, groups: Mapping[str, Tensors]) -> None:
+        """Read tensors in place, whole ones or this rank's shares of them; all ranks call it together.
+
+        UserError where one is not there or has another shape.
+        """
+        wrong = [f"{group}/{name}" for group, named in groups.items() for name, t in named.items() if self._shape(group, name) != t.shape]
+        if wrong:
+            raise self._damaged(f"{wrong[0]} is missing or has another shape, {len(wrong)} in all")
+        wanted = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+                dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=not dist.is_initialized())
+        except (OSError, SafetensorError, CheckpointException) as error:
+            raise self._damaged(error) from error
+
+    def _shape(self, group: str, name: str) -> tuple[int, ...] | None:
+        return self.shapes.get(group, {}).get(name)
+
+    def _damaged(self, error: object) -> UserError:
+        return UserError(f"checkpoint {self.folder} is damaged ({error}); remove that folder to go on from the one before it")
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Tensors) -> None:
-    """The inverse of `optimizer_tensors`."""
-    whole = optimizer.state_dict()
-    whole["state"] = {}
-    for name, tensor in tensors.items():
-        number, key = name.split(".", 1)
-        whole["state"].setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict(whole)
+def optimizer_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> Tensors:
+    """The states of a module's optimizers as named tensors: "head.weight.exp_avg" is `exp_avg` of its parameter `head.weight`."""
+    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
+    return {f"{name}.{key}": value for name, p in module.named_parameters() for key, value in states.get(p, {}).items()}
+
+
+def prepare_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """Give optimizers that have not stepped yet states of these shapes, to be filled. Returns them as `optimizer_tensors` does."""
+    optimizers = list(optimizers)
+    owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    for name, p in module.named_parameters():
+        for key in (full.removeprefix(f"{name}.") for full in shapes if full.startswith(f"{name}.")):
+            if p in owners and "." not in key:
+                shape = shapes[f"{name}.{key}"]
+                owners[p].state[p][key] = torch.zeros_like(p) if shape == p.shape else torch.zeros(shape, device=p.device)
+    return optimizer_tensors(module, optimizers)

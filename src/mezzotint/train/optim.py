@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from mezzotint import config
+from mezzotint.train.parallel import share_like, whole
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Muon(Optimizer):
 
     For matrices only. torch.optim.Muon iterates in bfloat16 whatever the device, which on CPUs without bfloat16 units is
     many times slower than the whole training step; here the iteration runs in float32 on the CPU and in bfloat16
-    elsewhere, and matrices of one shape go through it together.
+    elsewhere, and matrices of one shape go through it together. Of a matrix that ranks share, each iterates the whole.
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -94,10 +95,10 @@ class Muon(Optimizer):
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - momentum)
             updates.append(p.grad.lerp(buffer, momentum))
-        stacked = torch.stack(updates)
+        stacked = torch.stack([whole(update) for update in updates])
         directions = orthogonalise(stacked if stacked.device.type == "cpu" else stacked.bfloat16()).to(stacked)
         for p, direction in zip(matrices, directions, strict=True):
-            p.mul_(1 - lr * decay).sub_(direction, alpha=lr * scale)
+            p.mul_(1 - lr * decay).sub_(share_like(direction, p), alpha=lr * scale)
 
 
 def clip_(parameters: Iterable[Tensor], largest: float) -> Tensor:

@@ -1,0 +1,250 @@
+"""Many ranks, from outside of methods and models: who does what, and in place, in this order, what is done to a role's blocks.
+
+Activation checkpointing, then compilation, then sharding (FSDP2, or HSDP on a mesh of groups). A role stays the module that it
+was, under the same names, so methods, checkpoints and the pipeline do not know of it. With one rank nothing is sharded and
+nothing is exchanged.
+"""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from mezzotint import config
+from mezzotint.errors import UserError
+from mezzotint.methods.method import Role
+from mezzotint.pipeline import Pipeline
+
+
+@dataclass
+class ParallelConfig(config.Config, kind="parallel"):
+    """How a run uses its machines. A run may go on under another one: the losses are the same up to rounding.
+
+    shard: ranks over which every role is spread; 0 is all of them, and n makes groups of n that are replicas of each other (HSDP), so
+    that 1 replicates. replicate_text: keep frozen text encoders whole on every rank. checkpoint: what a block keeps for the backward
+    pass: everything, the results of its matrix products and attentions, or its input only. compile: every block by torch.compile.
+    precision: of what is computed under autocast; weights, gradients, states and averages are float32 in any case. timeout: minutes
+    after which a rank that waits for another gives up.
+    """
+
+    shard: int = 0
+    replicate_text: bool = False
+    checkpoint: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the ranks tell each other in a step. samples: of all of them. stop: whether any of them was asked to stop."""
+
+    samples: int
+    stop: bool
+
+
+class Ranks:
+    """The processes that train together: those that torchrun started, or this one alone.
+
+    Rank r of W works on the micro-batches r, r + W, ... of every step, and every process has the same code, settings and data.
+    """
+
+    def __init__(self, config: ParallelConfig) -> None:
+        self.config = config
+        self.world, self.rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+        self.mesh: DeviceMesh | None = None
+        if self.world > 1:
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=timedelta(minutes=config.timeout))
+            self.mesh = _mesh(self.world, config.shard)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that prints, logs and writes what is written once."""
+        return self.rank == 0
+
+    def share(self, parts: int) -> range:
+        """Which of a step's micro-batches are this rank's. UserError where they cannot be shared evenly."""
+        if parts % self.world:
+            raise UserError(
+                f"{self.world} ranks cannot share the {parts} micro-batches of a step evenly; set --train.accumulate to a multiple of "
+                f"{self.world} (a step has accumulate x batch samples, whatever the number of ranks)"
+            )
+        return range(self.rank, parts, self.world)
+
+    def agree(self, samples: int, shape: tuple[int, ...], stop: bool) -> Agreement:
+        """Exchange what a step needs to know of all ranks. ValueError where `shape` is not the same everywhere.
+
+        shape: how many batches and how far in the data; ranks that differed would wait for each other for ever.
+        """
+        if self.world == 1:
+            return Agreement(samples, stop)
+        own = torch.tensor([samples, int(stop), *shape])
+        gathered = [torch.empty_like(own) for _ in range(self.world)]
+        try:
+            dist.all_gather(gathered, own)
+        except RuntimeError as error:
+            raise UserError(f"rank {self.rank} lost the others: see the first error above, of the rank that stopped") from error
+        every = torch.stack(gathered)
+        if (every[:, 2:] != own[2:]).any():
+            raise ValueError(f"experience must take and give equally many batches for every micro-batch, got {every[:, 2:].tolist()}")
+        return Agreement(int(every[:, 0].sum()), bool(every[:, 1].any()))
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the ranks, each of which has the same names."""
+        if self.world == 1:
+            return dict(values)
+        summed = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(summed)
+        return dict(zip(values, summed.tolist(), strict=True))
+
+    def wait(self) -> None:
+        """Go on when all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which losses are computed."""
+        # The cache would keep a copy in bfloat16 of every block that was gathered.
+        half = self.config.precision == "bfloat16"
+        return torch.autocast("cpu", torch.bfloat16, cache_enabled=self.mesh is None) if half else nullcontext()
+
+    def spread(self, role: Role) -> None:
+        """Prepare a role in place: checkpointing and compilation of its blocks, and its share of the weights."""
+        parts = _parts(role.module)
+        for part in parts:
+            for block in blocks(part):
+                if role.trained and self.config.checkpoint != "none":
+                    block.forward = _recomputed(block, self.config.checkpoint)
+                if self.config.compile:
+                    block.forward = torch.compile(block.forward)
+        for part in parts:
+            frozen_text = part is getattr(role.module, "text", None) and not any(p.requires_grad for p in part.parameters())
+            if self.mesh is not None and not (frozen_text and self.config.replicate_text):
+                _shard(part, self.mesh)
+
+    def spread_average(self, module: nn.Module) -> None:
+        """This rank's share of a moving average."""
+        if self.mesh is not None:
+            for part in _parts(module):
+                _shard(part, self.mesh)
+
+
+def leave() -> None:
+    """Say goodbye to the other ranks, if there are any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def report(error: Exception) -> None:
+    """Write why this rank ends into the file where torchrun looks for it, so that it can say which rank was the first to fail."""
+    if os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        get_error_handler().record_exception(error)
+
+
+def _mesh(world: int, shard: int) -> DeviceMesh:
+    """All ranks in one group, or replicas (rows) of groups of `shard` ranks."""
+    if shard < 0 or world % (shard or world):
+        raise UserError(f"parallel.shard must divide the number of ranks ({world}) or be 0, got {shard}")
+    if shard in (0, world):
+        return init_device_mesh("cpu", (world,), mesh_dim_names=("shard",))
+    return init_device_mesh("cpu", (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """What methods call: the modules of a pipeline, which is not called itself in training, apart from its codec; or the module."""
+    return [part for part in module.children() if part is not module.codec] if isinstance(module, Pipeline) else [module]
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """What a network declares as its `blocks`; of one from elsewhere, the members of its outermost module lists."""
+    if hasattr(module, "blocks"):
+        yield from cast(Iterable[nn.Module], module.blocks)
+    elif isinstance(module, nn.ModuleList):
+        yield from module
+    else:
+        for child in module.children():
+            yield from blocks(child)
+
+
+KEPT = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "mm",
+        "addmm",
+        "bmm",
+        "convolution",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    )
+)
+
+
+def _keep_products(context: object, operation: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _recomputed(block: nn.Module, keep: str) -> partial[object]:
+    """The forward of a block that computes it again in the backward pass."""
+    run = partial(checkpoint, block.forward, use_reentrant=False)
+    return partial(run, context_fn=partial(create_selective_checkpoint_contexts, _keep_products)) if keep == "selective" else run
+
+
+def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2 on the blocks and then the rest. Gradients are summed: the losses are shares of one mean already.
+
+    Weights travel in float32, so that a block computes what it would on one rank, in any precision and in previews.
+    """
+    # Networks return their patches as a view of the picture, and nobody writes into it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    if not any(True for _ in part.parameters()):
+        return
+    for module in (*blocks(part), part):
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded.set_force_sum_reduction_for_comms(True)
+        sharded.set_gradient_divide_factor(1.0)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shares of all ranks, all of which must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """This rank's share of a whole tensor that all ranks have, spread as `other` is."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def empty_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters have shapes only, to be filled by `gather`."""
+    shapes = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, shapes)
+
+
+def gather(module: nn.Module, copy: nn.Module, keep: bool) -> None:
+    """Fill a copy on the CPU with the weights that all ranks have shares of. All ranks call it; those that do not keep fill nothing."""
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        full = whole(tensor).cpu()
+        if keep:
+            tensors[name] = full
+    if keep:
+        copy.load_state_dict(tensors, assign=True)

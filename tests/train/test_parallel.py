@@ -1,0 +1,125 @@
+"""What is done to a role's blocks from outside changes what is kept, and not what is computed."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mezzotint.data.worlds import WorldsConfig
+from mezzotint.errors import UserError
+from mezzotint.methods.denoise import DenoiseConfig
+from mezzotint.methods.method import Role
+from mezzotint.models import PRESETS
+from mezzotint.pipeline import Pipeline, PipelineConfig
+from mezzotint.train import checkpoint
+from mezzotint.train.log import read
+from mezzotint.train.parallel import ParallelConfig, Ranks, blocks, empty_copy, gather
+from mezzotint.train.trainer import RunConfig, Trainer
+
+Make = Callable[..., RunConfig]
+
+
+def loss_and_gradients(pipeline: Pipeline) -> tuple[int, list[Tensor]]:
+    """Bytes that one loss keeps for its backward pass, and the loss with all gradients."""
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in pipeline.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    pipeline.zero_grad()
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = DenoiseConfig().build(pipeline).loss(WorldsConfig().build().batch(0, 4), ("student",), 0)
+    loss.backward()
+    return sum(kept.values()), [loss.detach(), *(p.grad.clone() for p in pipeline.parameters() if p.grad is not None)]
+
+
+def spread(pipeline: Pipeline, **settings: Any) -> None:
+    Ranks(ParallelConfig(**settings)).spread(Role(pipeline))
+
+
+def test_recomputing_keeps_less_and_gives_the_same_gradients(pipeline: Pipeline) -> None:
+    state = pipeline.state_dict()
+    everything, expected = loss_and_gradients(pipeline)
+    spread(pipeline, checkpoint="full")
+    inputs, gradients = loss_and_gradients(pipeline)
+    assert inputs < 0.6 * everything
+    assert len(gradients) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(expected, gradients, strict=True))
+    assert pipeline.state_dict().keys() == state.keys(), "no name changes"
+
+
+def test_selective_recomputing_computes_no_product_again(pipeline: Pipeline) -> None:
+    def count(**settings: str) -> tuple[int, list[Tensor]]:
+        copied = copy.deepcopy(pipeline)
+        spread(copied, **settings)
+        with FlopCounterMode(display=False) as counter:
+            _, gradients = loss_and_gradients(copied)
+        return counter.get_total_flops(), gradients
+
+    plain, expected = count()
+    selective, gradients = count(checkpoint="selective")
+    assert all(torch.equal(a, b) for a, b in zip(expected, gradients, strict=True))
+    assert selective == plain < count(checkpoint="full")[0]
+
+
+def test_every_block_is_compiled_by_itself(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward) or forward)
+    _, expected = loss_and_gradients(pipeline)
+    spread(pipeline, compile=True)
+    assert len(compiled) == 3  # one block of the text encoder, two of the denoiser
+    assert all(torch.equal(a, b) for a, b in zip(expected, loss_and_gradients(pipeline)[1], strict=True))
+
+
+@pytest.mark.parametrize("name", ["sd1.5", "uvit-m-4", "dit-b-2", "pixart-sigma", "sana-600m", "sd3-medium", "flux-dev", "lumina-image-2"])
+def test_most_of_a_published_network_is_in_blocks(name: str) -> None:
+    """What is not in a block is neither checkpointed nor gathered apart from the rest."""
+    with torch.device("meta"):
+        net: nn.Module = PRESETS[name]().build()
+    inside = sum(p.numel() for block in blocks(net) for p in block.parameters())
+    assert inside > 0.75 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_and_states_are_float32_in_any_precision(
+    precision: Literal["float32", "bfloat16"], run_config: Make, tmp_path: Path
+) -> None:
+    config = run_config(steps=2, preview_prompts=())
+    Trainer(config, tmp_path / "plain").run()
+    config.parallel = ParallelConfig(precision=precision)
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    states = checkpoint.optimizer_tensors(trainer.method.student, trainer.optimizers["student"])
+    assert {tensor.dtype for tensor in (*trainer.method.student.parameters(), *states.values())} == {torch.float32}
+    plain, other = ([line["loss"] for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("plain", "run"))
+    assert other == (plain if precision == "float32" else pytest.approx(plain, rel=2e-2))
+    assert (other == plain) == (precision == "float32")
+
+
+def test_a_copy_without_weights_is_filled(tiny: PipelineConfig) -> None:
+    pipeline = tiny.build()
+    empty = empty_copy(pipeline)
+    assert all(p.device.type == "meta" for p in empty.parameters())
+    gather(pipeline, empty, keep=False)
+    assert all(p.device.type == "meta" for p in empty.parameters())
+    gather(pipeline, empty, keep=True)
+    assert isinstance(empty, Pipeline)
+    assert torch.equal(empty("a red star"), pipeline("a red star"))
+
+
+@pytest.mark.parametrize("shard", [3, -1])
+def test_groups_must_divide_the_ranks(shard: int) -> None:
+    from mezzotint.train.parallel import _mesh
+
+    with pytest.raises(UserError, match=rf"parallel.shard must divide the number of ranks \(4\) or be 0, got {shard}"):
+        _mesh(4, shard)

@@ -1,0 +1,139 @@
+"""Any number of ranks trains the same model, and goes on where any other number stopped."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import Job, together
+from safetensors.torch import load_file
+
+from mezzotint.methods.consistency import ConsistencyConfig
+from mezzotint.methods.dmd import DMDConfig
+from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.method import MethodConfig
+from mezzotint.models import DenoiserConfig, FluxConfig, UNetConfig
+from mezzotint.train import checkpoint
+from mezzotint.train.log import read
+from mezzotint.train.parallel import ParallelConfig
+from mezzotint.train.trainer import RunConfig
+
+Make = Callable[..., RunConfig]
+METHODS: dict[str, MethodConfig] = {"dpo": DPOConfig(), "consistency": ConsistencyConfig(), "dmd": DMDConfig(critic_turns=1)}
+NETWORKS: dict[str, DenoiserConfig] = {
+    "unet": UNetConfig(widths=(8, 16), depths=(0, 1), heads=(1, 2), groups=4, channels=3, text_width=32, pooled_width=32, layers=1),
+    "flux": FluxConfig(width=32, joint=1, single=1, heads=2, axes=(4, 6, 6), patch=8, channels=3, text_width=32, pooled_width=32),
+}
+GROUPS = ParallelConfig(shard=2)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read(folder / "metrics.jsonl") if "loss" in line]
+
+
+def export(folder: Path) -> torch.Tensor:
+    """All exported weights, one after the other."""
+    return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(folder / "export" / "model.safetensors").items())])
+
+
+def quiet(config: RunConfig, optimizer: str = "adamw") -> RunConfig:
+    """One block, four micro-batches of two, and nothing drawn before the end."""
+    last = config.train.steps
+    train = config.train.replace(batch=2, accumulate=4, evaluate=last, preview=last, preview_prompts=(), checkpoint=last)
+    pipeline = config.pipeline.replace(denoiser=config.pipeline.denoiser.replace(depth=1))
+    return replace(config, pipeline=pipeline, train=train, optim=config.optim.replace(name=optimizer))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ran(root: Path, run_config_once: Make) -> Path:
+    """All runs of this file, with one, two and four ranks, in one start of each."""
+    even, stopping = quiet(run_config_once(steps=3)), quiet(run_config_once(steps=6), "muon")
+    half = replace(even, parallel=ParallelConfig(precision="bfloat16"))
+    long = quiet(run_config_once(steps=50))
+    long.train.accumulate = 2
+    runs = {name: quiet(run_config_once(method, pairs=name == "dpo", steps=2)) for name, method in METHODS.items()}
+    runs |= {"long": long, "even": even, "half": half}
+    for name, denoiser in NETWORKS.items():
+        runs[name] = quiet(run_config_once(steps=2))
+        runs[name].pipeline.denoiser = denoiser
+        runs[name].parallel = ParallelConfig(checkpoint="full" if name == "flux" else "selective")
+
+    def jobs(world: int) -> list[Job]:
+        shared = [Job(root / f"{name}-{world}", config) for name, config in runs.items()]
+        return [*shared, Job(root / f"uneven-{world}", quiet(run_config_once(steps=2), "muon"), "uneven")]
+
+    together(1, [*jobs(1), Job(root / "stopped-1", stopping), Job(root / "stopped-1-2", stopping, "interrupted")])
+    assert not (root / "stopped-1-2" / "export").exists()
+    ends = [Job(root / "stopped-2", stopping, "interrupted"), Job(root / "poisoned", even, "poisoned")]
+    assert together(2, [*jobs(2), Job(root / "stopped-1-2", stopping), *ends]) == [0, 0]
+    shutil.copytree(root / "stopped-2", root / "stopped-2-1")
+    shutil.copytree(root / "stopped-2", root / "stopped-2-4")
+    together(1, [Job(root / "stopped-2-1", stopping)])
+    four = [Job(root / name, replace(config, parallel=GROUPS)) for name, config in (("even-4", even), ("stopped-2-4", stopping))]
+    assert together(4, [*four, Job(root / "deadly", even, "deadly")]) == [0, -9, 0, 0]
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "steps", "error"),
+    [("long", 2, 50, 1e-5), ("even", 2, 3, 1e-5), ("even", 4, 3, 1e-5), ("uneven", 2, 2, 1e-5), ("half", 2, 3, 1e-3)]
+    + [(name, 2, 2, 1e-5) for name in (*METHODS, *NETWORKS)],
+)
+def test_the_losses_do_not_depend_on_the_number_of_ranks(name: str, world: int, steps: int, error: float, ran: Path) -> None:
+    alone, shared = losses(ran / f"{name}-1"), losses(ran / f"{name}-{world}")
+    assert len(alone) == steps
+    assert shared == pytest.approx(alone, rel=error)
+    if name != "half":
+        assert torch.allclose(export(ran / f"{name}-1"), export(ran / f"{name}-{world}"), atol=2e-4)
+
+
+def test_two_ranks_stop_together_and_others_go_on(ran: Path) -> None:
+    assert [(ran / "stopped-2" / f"end-{rank}").read_text() for rank in (0, 1)] == ["Stopped: stopped at step 3"] * 2
+    (stopped,) = checkpoint.steps(ran / "stopped-2" / "checkpoints")
+    assert len(list(stopped.glob("student.0*-of-00002.safetensors"))) == 2
+    whole = losses(ran / "stopped-1")
+    for name in ("stopped-2-1", "stopped-2-4", "stopped-1-2"):
+        assert losses(ran / name) == pytest.approx(whole, rel=1e-5)
+        assert torch.allclose(export(ran / name), export(ran / "stopped-1"), atol=2e-4)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_ranks_saved_is_what_one_saves(world: int, ran: Path) -> None:
+    """All weights, averages and states; four ranks are two replicas of two shares."""
+    alone, shared = (checkpoint.Checkpoint(checkpoint.steps(ran / f"even-{n}" / "checkpoints")[-1]) for n in (1, world))
+    assert shared.shapes == alone.shapes
+    assert len(shared.state["files"]) == 3 * world
+    one, other = ({g: {n: torch.zeros(shape) for n, shape in named.items()} for g, named in alone.shapes.items()} for _ in range(2))
+    alone.fill(one)
+    shared.fill(other)
+    assert all(torch.allclose(one[group][name], other[group][name], atol=2e-4) for group in one for name in one[group])
+
+
+def test_the_rank_with_the_bad_sample_names_it(ran: Path) -> None:
+    clean, bad = ((ran / "poisoned" / f"end-{rank}").read_text() for rank in (0, 1))
+    assert clean == "NonFiniteError: the loss is not finite at step 1, for samples of another rank"
+    assert "the loss is not finite at step 1: first in the output of student.denoiser.embed_patch; samples" in bad
+    assert "train-5-0 (" in bad
+
+
+def test_when_a_rank_dies_the_others_stop_and_say_so(ran: Path) -> None:
+    for rank in (0, 2, 3):
+        assert f"UserError: rank {rank} lost the others" in (ran / "deadly" / f"end-{rank}").read_text()
+
+
+def test_micro_batches_that_cannot_be_shared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mezzotint.errors import UserError
+    from mezzotint.train.parallel import Ranks
+
+    ranks = Ranks(ParallelConfig())
+    assert [list(ranks.share(4))] == [[0, 1, 2, 3]]
+    monkeypatch.setattr(ranks, "world", 3)
+    with pytest.raises(UserError, match=r"3 ranks cannot share the 4 micro-batches .* --train.accumulate to a multiple of 3"):
+        ranks.share(4)
