@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.train.optim import Muon, OptimConfig, average_, orthogonalise
+from mezzotint.train.average import average_, warmed
+from mezzotint.train.optim import Muon, OptimConfig, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 24, 32)])
@@ -56,7 +57,7 @@ def test_the_average_follows_and_starts_fast() -> None:
     with torch.no_grad():
         module.weight.fill_(1.0)
         average.weight.zero_()
-    average_(average, module, decay=0.99, step=0)
+    average_(average, module, warmed(0.99, step=0))
     assert average.weight.item() == pytest.approx(0.9), "the first step takes 1 - 1/10 of the new weights"
-    average_(average, module, decay=0.5, step=10_000)
+    average_(average, module, warmed(0.5, step=10_000))
     assert average.weight.item() == pytest.approx(0.95)

@@ -1,5 +1,6 @@
 """What training eats: batches, the sources they come from, and the loader that remembers where it was."""
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,11 +47,14 @@ class Loader:
     def __init__(self, source: Source, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.source, self.batch_size, self.rank, self.world = source, batch_size, rank, world
         self.position = 0
+        self.waited = 0.0  # seconds that the caller waited for batches
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
+        start = time.perf_counter()
         batch = self.source.batch(self.position * self.world + self.rank, self.batch_size)
         self.position += 1
+        self.waited += time.perf_counter() - start
         return batch
