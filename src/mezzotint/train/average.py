@@ -14,6 +14,7 @@ found after the run by least squares between profiles (section 3.2): the inner p
 import copy
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ FOLDER = "averages"
 LONGEST = 0.28  # above, gamma comes near 0 and the average near the plain mean, whose length is 0.2887
 
 
+@lru_cache
 def gamma(length: float) -> float:
     """The exponent of a relative length: the largest root of (g + 2)^2 (g + 3) = (g + 1) / length^2. ValueError outside (0, LONGEST]."""
     if not 0 < length <= LONGEST:

@@ -228,6 +228,8 @@ class Trainer:
 
     def _after_step(self, metrics: dict[str, Tensor], stopping: bool) -> None:
         """Chores, stored averages, and the checkpoint, as they are due."""
+        if self.step - 1 in self.moved:
+            self.chores.write(moved=self.moved[self.step - 1])
         self.chores(metrics)
         if self.config.optim.lengths and self.chores.due(self.config.optim.snapshot):
             for name, average in self.averages.items():
