@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from mezzotint.cli import VERBS, TrainOptions
+from mezzotint.cli import VERBS, TrainOptions, _dotted
 from mezzotint.flow.solvers import SOLVERS
 from mezzotint.recipes import RECIPES
 
@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 SAMPLING = (ROOT / "docs" / "sampling.md").read_text()
 ARCHITECTURES = (ROOT / "docs" / "architectures.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING + ARCHITECTURES, re.DOTALL)
+TRAINING = (ROOT / "docs" / "training.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + SAMPLING + ARCHITECTURES + TRAINING, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.strip()]
 
 
@@ -44,14 +45,15 @@ def test_commands_are_understood(command: str) -> None:
         return
     options, _ = VERBS[words[1]]
     parsed, rest = tyro.cli(options, args=words[2:], return_unknown_args=True)
-    assert not rest
+    fields = {}
     if isinstance(parsed, TrainOptions):
-        assert parsed.recipe in RECIPES
+        fields = dict(_dotted(RECIPES[parsed.recipe]("s")))
+    assert {word.removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")} <= fields.keys()
 
 
 def test_files_named_are_there() -> None:
     pages = [ROOT / "docs" / f"{name}.md" for name in ("conventions", "add_a_method", "add_a_model")]
-    for text in (TEXT, SAMPLING, ARCHITECTURES, *(page.read_text() for page in pages)):
+    for text in (TEXT, SAMPLING, ARCHITECTURES, TRAINING, *(page.read_text() for page in pages)):
         for name in re.findall(r"`((?:src|docs|tests|bench)/[\w/.-]+)", text):
             assert (ROOT / name).exists(), name
 

@@ -1,15 +1,19 @@
 """Moving averages: profiles in closed form, and averages of other lengths than those that were stored."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from mezzotint.errors import UserError
-from mezzotint.train.average import LONGEST, Average, coefficients, decay, gamma, product, reconstruct, snapshots
+from mezzotint.pipeline import load
+from mezzotint.train.average import FOLDER, LONGEST, Average, coefficients, decay, gamma, product, reconstruct, snapshots
+from mezzotint.train.trainer import RunConfig, Trainer
 
 STEPS = 400
 
@@ -100,6 +104,27 @@ def test_a_length_out_of_reach_is_said_to_be() -> None:
     weights, distance = coefficients([(100, 0.05), (100, 0.1)], (100, 0.005))
     assert distance > 0.5
     assert all(math.isfinite(weight) for weight in weights)
+
+
+def test_averages_of_a_stopped_run_are_those_of_a_whole_one(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = run_config(evaluate=6, preview_prompts=())
+    config.optim = config.optim.replace(lengths=(0.05, 0.1), snapshot=3)
+    Trainer(config, tmp_path / "whole").run()
+    first = Trainer(config, tmp_path / "parts")
+    first._open()
+    first.chores.open()
+    for _ in range(4):
+        logged = first._train_step()
+        first.step += 1
+        first._after_step(logged, stopping=False)
+    last = Trainer(config, tmp_path / "parts")
+    last.run()
+    whole, parts = (snapshots(tmp_path / name / FOLDER / "student") for name in ("whole", "parts"))
+    assert [(s.step, s.length) for s in whole] == [(3, 0.05), (3, 0.1), (6, 0.05), (6, 0.1)]
+    for a, b in zip(whole, parts, strict=True):
+        assert a.path.read_bytes() == b.path.read_bytes()
+    exported, stored = load(tmp_path / "whole").state_dict(), load_file(whole[2].path)
+    assert all(torch.equal(exported[name], stored[name]) for name in stored), "the first length is the one that is seen"
 
 
 def test_nothing_stored_is_told(tmp_path: Path) -> None:

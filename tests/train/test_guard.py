@@ -107,22 +107,24 @@ def test_a_step_does_not_wait_for_the_device(optimizer: str, run_config: Make, t
 def test_a_bad_picture_is_named_late_and_the_weights_are_whole(optimizer: str, run_config: Make, tmp_path: Path) -> None:
     config = rarely(run_config)
     config.optim = replace(config.optim, name=optimizer, weight_decay=0.1, decay="constant")
-    before = Trainer(replace(config, train=replace(config.train, steps=2)), tmp_path / "two")
+    before = Trainer(replace(config, train=replace(config.train, steps=8)), tmp_path / "eight")
     before.run()
-    trainer = Trainer(config, tmp_path / "run", Spoilt(math.nan, 2, 4))
+    trainer = Trainer(config, tmp_path / "run", Spoilt(math.nan, 8, 10))
     with pytest.raises(NonFiniteError) as error:
         trainer.run()
     message = str(error.value)
-    assert "the loss is not finite at step 2: first in the output of student.denoiser.embed_patch" in message
-    assert re.search(r"samples worlds-0-train-train-2-1 \('.*', t = 0\.\d{4}\); the batch is in", message), "only the bad sample is named"
+    assert "the loss is not finite at step 8: first in the output of student.denoiser.embed_patch" in message
+    assert re.search(r"samples worlds-0-train-train-8-1 \('.*', t = 0\.\d{4}\); the batch is in", message), "only the bad sample is named"
     assert same(student(before), student(trainer)), "updates after the bad one are held back too"
-    folder = tmp_path / "run" / "bad" / "step-00000002"
+    folder = tmp_path / "run" / "bad" / "step-00000008"
     stored = load_file(folder / "batch.safetensors")
     assert stored["images"][1, 0, 3, 3].isnan()
     assert stored["t"].shape == (4,)
     report = json.loads((folder / "report.json").read_text())
+    skipping = Trainer(replace(config, guard=GuardConfig(policy="skip")), tmp_path / "run", Spoilt(math.nan, 8, 10))
+    assert len(skipping.run()("a red star")) == 1, "the same run goes on with another policy"
     assert report["bad_rows"] == [1]
-    assert report["ids"][1] == "worlds-0-train-train-2-1"
+    assert report["ids"][1] == "worlds-0-train-train-8-1"
     assert report["message"] == message
 
 

@@ -18,6 +18,16 @@ def test_orthogonalising_brings_singular_values_near_one(shape: tuple[int, ...])
     assert torch.allclose(orthogonalise(g), orthogonalise(7 * g), atol=1e-3), "scale is forgotten"
 
 
+def test_bfloat16_is_enough_for_directions() -> None:
+    torch.manual_seed(0)
+    g = torch.randn(4, 24, 32)
+    exact, rough = orthogonalise(g), orthogonalise(g.bfloat16()).float()
+    assert (exact - rough).norm() < 0.03 * exact.norm()
+    values = torch.linalg.svdvals(rough)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
 def test_muon_steps_are_of_adamws_size() -> None:
     torch.manual_seed(0)
     p = nn.Parameter(torch.zeros(64, 256))

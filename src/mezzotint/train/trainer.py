@@ -47,6 +47,8 @@ from mezzotint.train.speed import Operations
 from mezzotint.train.stop import Stopped, StopRequest
 from mezzotint.train.track import TrackerName, open_tracker
 
+MAY_CHANGE = "guard."  # what follows a bad step is decided when there is one
+
 
 @dataclass
 class TrainConfig(config.Config, kind="train"):
@@ -306,10 +308,11 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         tensors, state = checkpoint.read(folder)
-        before = Config.from_data(state["config"])
-        if before != self.config:
-            changed = ", ".join(_differences(state["config"], self.config.to_data()))
-            raise UserError(f"{self.folder} holds a run with other settings ({changed}); choose another folder with --out, or remove it")
+        before = Config.from_data(state["config"]).to_data()
+        changed = [d for d in _differences(before, self.config.to_data()) if not d.startswith(MAY_CHANGE)]
+        if changed:
+            other = ", ".join(changed)
+            raise UserError(f"{self.folder} holds a run with other settings ({other}); choose another folder with --out, or remove it")
         for name, role in self.method.roles.items():
             load_weights(role.module, tensors[name], folder)
         for name, module in self._averages().items():
