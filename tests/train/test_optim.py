@@ -22,7 +22,7 @@ def test_bfloat16_is_enough_for_directions() -> None:
     torch.manual_seed(0)
     g = torch.randn(4, 24, 32)
     exact, rough = orthogonalise(g), orthogonalise(g.bfloat16()).float()
-    assert (exact - rough).norm() < 0.03 * exact.norm()
+    assert (exact - rough).norm() < 0.05 * exact.norm()
     values = torch.linalg.svdvals(rough)
     assert values.min() > 0.5
     assert values.max() < 1.3

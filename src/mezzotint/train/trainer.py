@@ -7,6 +7,7 @@ any step and starting again is the same as never having stopped, bit for bit on 
 
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +146,7 @@ class Trainer:
         if self.track:
             chores.tracker = open_tracker(self.track, self.folder, self.step, self.config.to_data())
         task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
-        with StopRequest() as stop, enough_memory(every.batch, every.accumulate):
+        with closing(chores), StopRequest() as stop, enough_memory(every.batch, every.accumulate):
             while self.step < every.steps and not chores.enough:
                 start = time.perf_counter()
                 metrics = self._train_step()
@@ -159,7 +160,6 @@ class Trainer:
                     self.progress.update(task, completed=self.step, note=chores.note)
                 if stop.asked:
                     raise Stopped(f"stopped at step {self.step}")
-        chores.close()
         self.pipeline.save(self.folder / "export", getattr(torch, every.export))
         return self.pipeline
 
