@@ -309,6 +309,8 @@ def runs(options: RunsOptions) -> None:
         print(json.dumps({"runs": [asdict(run) for _, run in chosen.values()], "differences": differences}))
         return
     _print_runs([run for _, run in chosen.values()], differences)
+    if options.compare and not differences:
+        print("all settings are the same")
     if options.prune:
         freed = sum(run.prunable for _, run in chosen.values()) / 2**20
         print(f"{freed:.1f} MB of checkpoints of finished runs {'removed' if options.yes else 'can go; --yes removes them'}")

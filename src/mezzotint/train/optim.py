@@ -147,6 +147,8 @@ def clip_(parameters: Sequence[Tensor], largest: float) -> Norms:
     owners = [number for number, p in enumerate(parameters) if p.grad is not None]
     grads = [p.grad for p in parameters if p.grad is not None]
     each = torch.stack(torch._foreach_norm(grads, 2, torch.float32))
+    if hasattr(each, "full_tensor"):  # of sharded parameters
+        each = each.full_tensor()
     total = torch.linalg.vector_norm(each)
     torch._foreach_mul_(grads, (largest / (total + 1e-6)).clamp_max(1.0))
     return Norms(total, each, owners)
