@@ -52,6 +52,13 @@ def test_the_best_weights_are_kept(run_config: Make, losses: list[float], tmp_pa
     assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
+def test_a_disk_that_is_full_is_told(run_config: Make, losses: list[float], tmp_path: Path) -> None:
+    losses += [0.9] * 8
+    (tmp_path / "export-best").write_text("a file in the way")
+    with pytest.raises(UserError, match=r"cannot write .*export-best: .*free some space and run the same command again"):
+        Trainer(quick(run_config), tmp_path).run()
+
+
 def test_enough_is_enough_also_after_a_stop(run_config: Make, losses: list[float], tmp_path: Path) -> None:
     losses += [0.9, 0.5, 0.7, 0.6]
     trainer = Trainer(quick(run_config, patience=2), tmp_path)

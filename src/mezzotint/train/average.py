@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -74,13 +75,19 @@ class Average:
             average_(average, module, d)
 
     def store(self, folder: Path, step: int) -> None:
-        """Write what is needed to find other lengths later: all averages after `step` steps, each file whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for length, module in zip(self.lengths, self.modules, strict=True):
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-            part = folder / ".part"
-            save_file(tensors, part)
-            part.replace(folder / f"step-{step:08d}-{length:g}.safetensors")
+        """Write what is needed to find other lengths later: all averages after `step` steps, each file whole or not at all.
+
+        UserError where the disk does not take it.
+        """
+        part = folder / ".part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for length, module in zip(self.lengths, self.modules, strict=True):
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+                save_file(tensors, part)
+                part.replace(folder / f"step-{step:08d}-{length:g}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write to {folder}: {error}; free some space and run the same command again") from error
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
+
 from mezzotint import config
 from mezzotint.data.batch import Source
 from mezzotint.errors import UserError
@@ -71,8 +73,8 @@ def keep(pipeline: Pipeline, folder: Path, name: str, best: Best) -> None:
         part = folder / "best.json.part"
         part.write_text(json.dumps({"measure": name, "value": best.value, "step": best.step}) + "\n")
         part.replace(folder / "best.json")
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; free some space and run the same command again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {error}; free some space and run the same command again") from error
 
 
 def find(result: dict[str, Any], name: str) -> float:
