@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mezzotint.pipeline import Sampling
+    from mezzotint.train.runs import Found
 
 
 SizeName = Literal["xs", "s", "m", "l"]
@@ -28,6 +29,8 @@ The whole life of an image model in one code base.
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model
+  runs       list, compare and prune runs
+  average    make another moving average of a run's weights
   models     list the architectures and their published sizes
   import     make a pipeline of a published model on this machine
   export     write a pipeline in the format of other tools
@@ -61,6 +64,8 @@ class TrainOptions:
     """The one dial: model size and length of training."""
     out: Path | None = None
     """Folder of the run; runs/RECIPE if not given. A run that is there already goes on."""
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None
+    """Where numbers and previews go besides the run's folder."""
     fields: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """List all fields of the recipe with their values, and stop."""
 
@@ -111,6 +116,36 @@ class EvalOptions:
     """Prompts per task of the suites worlds and students."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass
+class RunsOptions:
+    """List the runs in a folder; compare some; prune those that are finished."""
+
+    folder: tyro.conf.Positional[Path] = Path("runs")
+    """Where the runs are."""
+    compare: tuple[str, ...] = ()
+    """Names of runs, as listed: show in which settings they differ."""
+    prune: bool = False
+    """Say which checkpoints of finished runs can go; what was exported, logged and drawn stays."""
+    yes: bool = False
+    """With --prune: remove them."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+@dataclass
+class AverageOptions:
+    """Make the pipeline of a moving average of any length from what a run with --optim.lengths has stored."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    length: float
+    """Relative length: the spread of the average as a share of the run, as in 0.1."""
+    out: Path
+    """Folder of the pipeline."""
+    step: int | None = None
+    """After so many steps; all of them if not given."""
 
 
 @dataclass
@@ -187,7 +222,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if not config.train.preview_prompts:
         config.train.preview_prompts = tuple(source.held_out(8).prompts)
     with _progress() as progress:
-        pipeline = Trainer(config, folder, source, progress).run()
+        pipeline = Trainer(config, folder, source, progress, options.track).run()
     leave()
     if not _first_of_ranks():
         return
@@ -293,6 +328,63 @@ def _show_result(result: dict[str, Any], as_json: bool) -> None:
         _print_result(result)
 
 
+def runs(options: RunsOptions) -> None:
+    from dataclasses import asdict
+
+    from mezzotint.train.runs import compare, describe, found, prune
+
+    paths = {(run := describe(path, options.folder)).name: (path, run) for path in found(options.folder)}
+    for name in options.compare:
+        if name not in paths:
+            raise unknown("run", name, paths)
+    chosen = {name: paths[name] for name in options.compare or paths}
+    differences = compare([path for path, _ in chosen.values()]) if options.compare else {}
+    if options.prune and options.yes:
+        for path, run in chosen.values():
+            if run.finished:
+                prune(path)
+    if options.json:
+        print(json.dumps({"runs": [asdict(run) for _, run in chosen.values()], "differences": differences}))
+        return
+    _print_runs([run for _, run in chosen.values()], differences)
+    if options.compare and not differences:
+        print("all settings are the same")
+    if options.prune:
+        freed = sum(run.prunable for _, run in chosen.values()) / 2**20
+        print(f"{freed:.1f} MB of checkpoints of finished runs {'removed' if options.yes else 'can go; --yes removes them'}")
+
+
+def _print_runs(found: Sequence["Found"], differences: dict[str, list[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("run", "method", "step", "loss", "held out", "best", "minutes", "MB", box=None)
+    table.columns[0].no_wrap = True
+    for run in found:
+        losses = ["" if loss is None else f"{loss:.4g}" for loss in (run.loss, run.held_out, run.best)]
+        step = f"{run.step}" if run.finished else f"{run.step} of {run.steps}"
+        table.add_row(run.name, run.method, step, *losses, f"{run.seconds / 60:.1f}", f"{run.size / 2**20:.1f}")
+    Console().print(table)
+    if differences:
+        settings = Table("setting", *[run.name for run in found], box=None)
+        for name, values in differences.items():
+            settings.add_row(name, *map(str, values))
+        Console().print(settings)
+
+
+def average(options: AverageOptions) -> None:
+    from mezzotint.pipeline import PipelineConfig, load_weights
+    from mezzotint.train.average import FOLDER, reconstruct
+    from mezzotint.weights.files import read_json
+
+    folder = options.run / FOLDER / "student"
+    tensors, distance = reconstruct(folder, options.length, options.step)
+    pipeline = PipelineConfig.from_data(read_json(options.run / "config.json")["pipeline"]).build()
+    load_weights(pipeline, tensors, folder)
+    pipeline.save(options.out)
+    print(f"pipeline: {options.out} (its profile is {distance:.1%} off)")
+
+
 def models(options: ModelsOptions) -> None:
     from mezzotint.models.published import PUBLISHED, described
 
@@ -374,9 +466,25 @@ def _first_of_ranks() -> bool:
 
 
 def _progress() -> "Progress":
-    """Bars with time left, on stderr, so that stdout holds results only."""
+    """Bars with time left and the newest numbers, on stderr, so that stdout holds results only."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Note(ProgressColumn):
+        """The newest numbers of a run."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.fields.get("note", ""))
 
     columns = (
         TextColumn("{task.description:24}"),
@@ -385,6 +493,7 @@ def _progress() -> "Progress":
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        Note(),
     )
     return Progress(*columns, console=Console(stderr=True), disable=not _first_of_ranks())
 
@@ -394,6 +503,8 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "train": (TrainOptions, train),
     "sample": (SampleOptions, sample),
     "eval": (EvalOptions, evaluate),
+    "runs": (RunsOptions, runs),
+    "average": (AverageOptions, average),
     "models": (ModelsOptions, models),
     "import": (ImportOptions, import_),
     "export": (ExportOptions, export),
@@ -434,7 +545,7 @@ def _verb(words: list[str]) -> int:
 
 
 def _run(function: Callable[[], None]) -> int:
-    from mezzotint.train.guard import NonFiniteError
+    from mezzotint.train.guard import BadStepError
     from mezzotint.train.parallel import leave, report
     from mezzotint.train.stop import Stopped
 
@@ -443,7 +554,7 @@ def _run(function: Callable[[], None]) -> int:
     except Stopped as error:
         leave()
         return _say(f"{error}; everything is saved, the same command goes on from there", 130 if error.by_hand else 0)
-    except NonFiniteError as error:
+    except BadStepError as error:
         report(error)
         return _say(f"error: {error}", 1)
     except Exception as error:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.train.optim import Muon, OptimConfig, average_, orthogonalise
+from mezzotint.train.average import average_, warmed
+from mezzotint.train.optim import Muon, OptimConfig, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (3, 24, 32)])
@@ -15,6 +16,16 @@ def test_orthogonalising_brings_singular_values_near_one(shape: tuple[int, ...])
     assert values.max() < 1.3
     g = torch.randn(shape)
     assert torch.allclose(orthogonalise(g), orthogonalise(7 * g), atol=1e-3), "scale is forgotten"
+
+
+def test_bfloat16_is_enough_for_directions() -> None:
+    torch.manual_seed(0)
+    g = torch.randn(4, 24, 32)
+    exact, rough = orthogonalise(g), orthogonalise(g.bfloat16()).float()
+    assert (exact - rough).norm() < 0.05 * exact.norm()
+    values = torch.linalg.svdvals(rough)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
 
 
 def test_muon_steps_are_of_adamws_size() -> None:
@@ -56,7 +67,7 @@ def test_the_average_follows_and_starts_fast() -> None:
     with torch.no_grad():
         module.weight.fill_(1.0)
         average.weight.zero_()
-    average_(average, module, decay=0.99, step=0)
+    average_(average, module, warmed(0.99, step=0))
     assert average.weight.item() == pytest.approx(0.9), "the first step takes 1 - 1/10 of the new weights"
-    average_(average, module, decay=0.5, step=10_000)
+    average_(average, module, warmed(0.5, step=10_000))
     assert average.weight.item() == pytest.approx(0.95)

@@ -287,3 +287,14 @@ def test_learning_rates(decay: str, middle: float, end: float) -> None:
     assert optim.rate(10, 110) == 2.0
     assert optim.rate(60, 110) == pytest.approx(2.0 * middle)
     assert optim.rate(109, 110) == pytest.approx(2.0 * end, abs=0.03)
+
+
+def test_wsd_is_constant_until_it_falls_as_one_minus_a_root() -> None:
+    optim = OptimConfig(lr=2.0, warmup=10, decay="wsd", cooldown=0.25)
+    rates = [optim.rate(step, 400) for step in range(400)]
+    assert rates[:10] == sorted(rates[:10])
+    assert set(rates[10:301]) == {2.0}
+    assert rates[325] == pytest.approx(2.0 * (1 - 0.5))
+    assert rates[301:] == sorted(rates[301:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert OptimConfig(lr=2.0, warmup=10, decay="wsd", cooldown=1.0).rate(10, 400) == 2.0, "warm-up comes first"

@@ -1,8 +1,11 @@
 """What training eats: batches, the sources they come from, and the loader that remembers where it was."""
 
+import time
+from copy import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +30,13 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            setattr(moved, name, value.to(device) if isinstance(value, Tensor) else value)
+        return moved
 
 
 class Source(Protocol):
@@ -53,14 +63,20 @@ class Loader:
     get does not depend on who works on them. The state is one integer, `position`, the next place in any of the streams.
     """
 
-    def __init__(self, source: Source, batch_size: int, stream: int = 0, streams: int = 1) -> None:
-        self.source, self.batch_size, self.stream, self.streams = source, batch_size, stream, streams
+    def __init__(self, source: Source, batch_size: int, stream: int = 0, streams: int = 1, device: torch.device | None = None) -> None:
+        self.source, self.batch_size, self.stream, self.streams, self.device = source, batch_size, stream, streams, device
         self.position = 0
+        self.waited = 0.0  # seconds that the caller waited for batches
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        batch = self.source.batch(self.position * self.streams + self.stream, self.batch_size)
+        start = time.perf_counter()
+        with torch.device("cpu"):
+            batch = self.source.batch(self.position * self.streams + self.stream, self.batch_size)
+        if self.device is not None:
+            batch = batch.to(self.device)
         self.position += 1
+        self.waited += time.perf_counter() - start
         return batch

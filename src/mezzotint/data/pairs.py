@@ -77,10 +77,10 @@ class Pairs:
         self.captions: Source = config.captions.build()
         self._teacher: Pipeline | None = None
         self._recent: dict[int, tuple[Tensor, list[str]]] = {}
-        self._describe()
+        self.version = self._describe()
 
-    def _describe(self) -> None:
-        """Write what the pairs of the folder are, and of which weights. UserError where they are others."""
+    def _describe(self) -> str:
+        """Write what the pairs of the folder are, and of which weights, and digest it. UserError where they are others."""
         here = replace(self.config, folder="").to_data() | {"weights": fingerprint(folder_of(self.config.teacher) / WEIGHTS_FILE)}
         path = self.folder / DESCRIPTION
         try:
@@ -92,6 +92,7 @@ class Pairs:
             path.write_text(json.dumps(here, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --data.folder") from error
+        return hashlib.sha256(json.dumps(here).encode()).hexdigest()[:16]
 
     def batch(self, number: int, size: int) -> Batch:
         pairs = [(number * size + row) % self.config.number for row in range(size)]

@@ -18,12 +18,14 @@ def heldout_loss(pipeline: Pipeline, batch: Batch, chunk: int = 256) -> Tensor:
     optimises, this is the flow-matching loss of its student.
     """
     generator = torch.Generator().manual_seed(0)
-    times = (torch.arange(QUANTILES) + 0.5) / QUANTILES
+    device = next(pipeline.parameters()).device
+    times = (torch.arange(QUANTILES, device=device) + 0.5) / QUANTILES
     errors = []
     for start in range(0, len(batch), chunk):
         part = slice(start, start + chunk)
+        images = batch.images[part].to(device)
         cond = pipeline.encode(batch.prompts[part])
-        x0 = pipeline.codec.encode(batch.images[part])
-        noise = torch.randn(x0.shape, generator=generator)
+        x0 = pipeline.codec.encode(images)
+        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         errors.append(torch.stack([flow_error(pipeline, x0, noise, t.expand(len(x0)), cond) for t in times]))
     return torch.cat(errors, dim=1).mean(1)

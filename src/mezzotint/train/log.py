@@ -1,9 +1,17 @@
-"""The diary of a run: one JSON object per line."""
+"""The diary of a run: one JSON object per line; and the numbers of steps on their way there, on the device until they are written."""
 
 import json
 import os
+import resource
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+BINS = 10
 
 
 class Log:
@@ -35,3 +43,47 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def on_host(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers that were on the device, all at once."""
+    return dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True)) if values else {}
+
+
+def by_time(t: Tensor, loss: Tensor) -> Tensor:
+    """(2, BINS) sums of the losses, and numbers of samples, in each tenth of (B,) times in [0, 1]. Nothing is read from the device."""
+    inside = (t * BINS).long().clamp(0, BINS - 1) == torch.arange(BINS, device=t.device)[:, None]
+    return torch.stack([torch.where(inside, loss.float(), 0).sum(1), inside.sum(1).float()])
+
+
+class LossByTime:
+    """The mean loss in each tenth of the times of training since it was last read: one mean hides where a loss goes up."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None  # (2, BINS): losses, samples
+
+    def add(self, sums: Tensor) -> None:
+        """Take in what `by_time` gives. Nothing is read from the device."""
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def read(self) -> list[float | None]:
+        """BINS means, None where no sample was; empty where no method told times. Forgets them."""
+        losses, samples = ([], []) if self.sums is None else self.sums.tolist()
+        self.sums = None
+        return [float(f"{loss / n:.4g}") if n else None for loss, n in zip(losses, samples, strict=True)]
+
+    def state(self) -> list[list[float]] | None:
+        """JSON-ready."""
+        return None if self.sums is None else self.sums.tolist()
+
+    def restore(self, state: list[list[float]] | None, device: torch.device) -> None:
+        """The inverse of `state`."""
+        self.sums = None if state is None else torch.tensor(state, device=device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in GB that was in use: of the device, or of the process where the device is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**30 if sys.platform == "darwin" else 2**20)

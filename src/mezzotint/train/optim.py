@@ -1,8 +1,8 @@
-"""Optimizers, the schedule of their learning rate, and moving averages of weights."""
+"""Optimizers, the schedule of their learning rate, and the norm of gradients."""
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +18,10 @@ from mezzotint.train.parallel import share_like, whole
 class OptimConfig(config.Config, kind="optim"):
     """name: "muon" steps the matrices of transformer blocks by Muon and all else by AdamW; "adamw" all by AdamW.
 
-    lr: the peak. warmup: steps from 0 to it. decay: after warm-up the rate falls to zero at the last step in a straight
-    line or a half cosine, or stays constant. clip: largest norm of a role's gradient. average: decay of the moving average.
+    lr: the peak. warmup: steps from 0 to it. decay: after warm-up the rate falls to zero at the last step in a straight line
+    or a half cosine, or stays constant; "wsd" stays constant until the last `cooldown` of all steps, and falls there.
+    clip: largest norm of a role's gradient. average: decay of the moving average. lengths: relative lengths of power-function
+    averages instead (`train.average`); the first is the one that is seen. snapshot: steps from one stored state of these to the next.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -27,16 +29,24 @@ class OptimConfig(config.Config, kind="optim"):
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     warmup: int = 100
-    decay: Literal["linear", "cosine", "constant"] = "linear"
+    decay: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    cooldown: float = 0.2
     clip: float = 1.0
     average: float = 0.999
+    lengths: tuple[float, ...] = ()
+    snapshot: int = 1000
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, ..., steps - 1."""
+        """The learning rate of step 0, 1, ..., steps - 1.
+
+        "wsd" is warm-up, stable, decay (Hu et al. 2024) with the decay 1 - sqrt (Haegele et al. 2024, section 4).
+        """
         if step < self.warmup:
             return self.lr * (step + 1) / (self.warmup + 1)
-        left = 1 - (step - self.warmup) / max(1, steps - self.warmup)
-        return self.lr * {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[self.decay]
+        start = max(self.warmup, steps * (1 - self.cooldown)) if self.decay == "wsd" else self.warmup
+        done = max(0.0, (step - start) / max(1, steps - start))
+        shapes = {"linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "constant": 1.0, "wsd": 1 - math.sqrt(done)}
+        return self.lr * shapes[self.decay]
 
     def build(self, module: nn.Module) -> list[Optimizer]:
         """The optimizers of a module's trainable parameters: each parameter in exactly one of them."""
@@ -50,6 +60,18 @@ class OptimConfig(config.Config, kind="optim"):
         if rest:
             optimizers.append(AdamW(rest, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True))
         return optimizers
+
+
+def step_(optimizer: Optimizer, rate: float, held: Tensor) -> None:
+    """One step at a rate; where `held` () is one instead of zero, weights and state stay as they are. The host does not wait to know.
+
+    This is how `torch.amp.GradScaler` tells an optimizer that a gradient overflowed, without the scaling.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.found_inf, optimizer.grad_scale = held, None  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
@@ -72,11 +94,13 @@ class Muon(Optimizer):
 
     For matrices only. torch.optim.Muon iterates in bfloat16 whatever the device, which on CPUs without bfloat16 units is
     many times slower than the whole training step; here the iteration runs in float32 on the CPU and in bfloat16
-    elsewhere, and matrices of one shape go through it together. Of a matrix that ranks share, each iterates the whole.
+    elsewhere, and matrices of one shape go through it together. Of a matrix that ranks share, each iterates the whole. It knows
+    `found_inf` as torch's fused optimizers do (`step_`).
     """
 
     def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -89,30 +113,51 @@ class Muon(Optimizer):
                 self._step(matrices, 0.2 * max(shape) ** 0.5, group["lr"], group["momentum"], group["weight_decay"])
 
     def _step(self, matrices: list[nn.Parameter], scale: float, lr: float, momentum: float, decay: float) -> None:
+        held = torch.zeros((), dtype=torch.bool) if self.found_inf is None else self.found_inf > 0
         updates = []
         for p in matrices:
             assert p.grad is not None
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(p.grad.lerp(buffer, momentum))
-        stacked = torch.stack([whole(update) for update in updates])
-        directions = orthogonalise(stacked if stacked.device.type == "cpu" else stacked.bfloat16()).to(stacked)
+            moved = buffer.lerp(p.grad, 1 - momentum)
+            updates.append(whole(p.grad.lerp(moved, momentum)))
+            buffer.copy_(torch.where(held, buffer, moved))
+        stacked = torch.stack(updates)
+        directions = orthogonalise(stacked if stacked.device.type == "cpu" else stacked.bfloat16()).to(stacked).masked_fill(held, 0)
+        shrink = torch.where(held, 1, 1 - lr * decay)
         for p, direction in zip(matrices, directions, strict=True):
-            p.mul_(1 - lr * decay).sub_(share_like(direction, p), alpha=lr * scale)
+            p.mul_(shrink).sub_(share_like(direction, p), alpha=lr * scale)
 
 
-def clip_(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale gradients down to a norm of at most `largest`; returns the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, largest)
+@dataclass(frozen=True)
+class Norms:
+    """Norms of the gradients of P parameters. total: (), of all together. each: those of the parameters number `owners`, which have one."""
+
+    total: Tensor
+    each: Tensor
+    owners: list[int]
+
+    def by(self, names: Sequence[str]) -> dict[str, float]:
+        """The norms of groups of parameters, which `names` (P) says. Waits for the device."""
+        squares: dict[str, float] = {}
+        for owner, norm in zip(self.owners, self.each.tolist(), strict=True):
+            squares[names[owner]] = squares.get(names[owner], 0.0) + norm**2
+        return {name: math.sqrt(square) for name, square in squares.items()}
 
 
-@torch.no_grad()
-def average_(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the module, faster in the first steps: decay is at most (1 + step) / (10 + step).
+def clip_(parameters: Sequence[Tensor], largest: float) -> Norms:
+    """Scale gradients down to a norm of at most `largest` together; returns the norms before."""
+    owners = [number for number, p in enumerate(parameters) if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    each = torch.stack(torch._foreach_norm(grads, 2, torch.float32))
+    if hasattr(each, "full_tensor"):  # of sharded parameters
+        each = each.full_tensor()
+    total = torch.linalg.vector_norm(each)
+    torch._foreach_mul_(grads, (largest / (total + 1e-6)).clamp_max(1.0))
+    return Norms(total, each, owners)
 
-    Buffers are copied.
-    """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), weight)
-    for mine, other in zip(average.buffers(), module.buffers(), strict=True):
-        mine.copy_(other)
+
+def block(name: str) -> str:
+    """The block of a network that a parameter belongs to: its name up to the first number, or else its first two words."""
+    words = name.split(".")
+    numbers = [place for place, word in enumerate(words) if word.isdecimal()]
+    return ".".join(words[: numbers[0] + 1] if numbers else words[:2])

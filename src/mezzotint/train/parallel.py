@@ -9,7 +9,7 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -34,13 +34,14 @@ from mezzotint.pipeline import Pipeline
 class ParallelConfig(config.Config, kind="parallel"):
     """How a run uses its machines. A run may go on under another one: the losses are the same up to rounding.
 
-    shard: ranks over which every role is spread; 0 is all of them, and n makes groups of n that are replicas of each other (HSDP), so
-    that 1 replicates. replicate_text: keep frozen text encoders whole on every rank. checkpoint: what a block keeps for the backward
-    pass: everything, the results of its matrix products and attentions, or its input only. compile: every block by torch.compile.
-    precision: of what is computed under autocast; weights, gradients, states and averages are float32 in any case. timeout: minutes
-    after which a rank that waits for another gives up.
+    device: "auto" is a GPU where there is one. shard: ranks over which every role is spread; 0 is all of them, and n makes groups of n
+    that are replicas of each other (HSDP), so that 1 replicates. replicate_text: keep frozen text encoders whole on every rank.
+    checkpoint: what a block keeps for the backward pass: everything, the results of its matrix products and attentions, or its input
+    only. compile: every block by torch.compile. precision: of what is computed under autocast; weights, gradients, states and averages
+    are float32 in any case. timeout: minutes after which a rank that waits for another gives up.
     """
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     shard: int = 0
     replicate_text: bool = False
     checkpoint: Literal["none", "selective", "full"] = "none"
@@ -66,16 +67,23 @@ class Ranks:
     def __init__(self, config: ParallelConfig) -> None:
         self.config = config
         self.world, self.rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+        self.device = _device(config.device)
         self.mesh: DeviceMesh | None = None
         if self.world > 1:
             if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=timedelta(minutes=config.timeout))
-            self.mesh = _mesh(self.world, config.shard)
+                backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+                dist.init_process_group(backend, timeout=timedelta(minutes=config.timeout))
+            self.mesh = _mesh(self.device.type, self.world, config.shard)
 
     @property
     def main(self) -> bool:
         """Whether this is the rank that prints, logs and writes what is written once."""
         return self.rank == 0
+
+    @property
+    def suffix(self) -> str:
+        """What tells the files of this rank from those of others; nothing where there are no others."""
+        return f"-rank{self.rank}" if self.world > 1 else ""
 
     def share(self, parts: int) -> range:
         """Which of a step's micro-batches are this rank's. UserError where they cannot be shared evenly."""
@@ -104,24 +112,33 @@ class Ranks:
             raise ValueError(f"experience must take and give equally many batches for every micro-batch, got {every[:, 2:].tolist()}")
         return Agreement(int(every[:, 0].sum()), bool(every[:, 1].any()))
 
-    def total(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums over the ranks, each of which has the same names."""
+    def total(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over the ranks, each of which has the same names and shapes. They stay on the device."""
         if self.world == 1:
             return dict(values)
-        summed = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(summed)
-        return dict(zip(values, summed.tolist(), strict=True))
+        flat = torch.cat([value.flatten().double() for value in values.values()])
+        dist.all_reduce(flat)
+        parts = flat.split([value.numel() for value in values.values()])
+        return {name: part.view_as(value).to(value.dtype) for (name, value), part in zip(values.items(), parts, strict=True)}
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank; all of them ask."""
+        return bool(self.total({"": torch.tensor(float(mine))})[""])
 
     def wait(self) -> None:
         """Go on when all ranks are here."""
         if self.world > 1:
             dist.barrier()
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision in which losses are computed."""
-        # The cache would keep a copy in bfloat16 of every block that was gathered.
-        half = self.config.precision == "bfloat16"
-        return torch.autocast("cpu", torch.bfloat16, cache_enabled=self.mesh is None) if half else nullcontext()
+    def computing(self) -> AbstractContextManager[object]:
+        """Where methods compute, and in what precision: new tensors, and so all that they draw, are on the device."""
+        context = ExitStack()
+        if self.device.type != "cpu":
+            context.enter_context(self.device)
+        if self.config.precision == "bfloat16":
+            # The cache would keep a copy in bfloat16 of every block that was gathered.
+            context.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=self.mesh is None))
+        return context
 
     def spread(self, role: Role) -> None:
         """Prepare a role in place: checkpointing and compilation of its blocks, and its share of the weights."""
@@ -156,13 +173,26 @@ def report(error: Exception) -> None:
         get_error_handler().record_exception(error)
 
 
-def _mesh(world: int, shard: int) -> DeviceMesh:
+def _device(name: str) -> torch.device:
+    """The device of this process. UserError for a GPU that is not there."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= there:
+        found = f"torch finds {there} GPU{'s' * (there != 1)} here, and this process is number {local} of the machine"
+        raise UserError(f"{found}; start fewer processes, or set --parallel.device cpu")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def _mesh(kind: str, world: int, shard: int) -> DeviceMesh:
     """All ranks in one group, or replicas (rows) of groups of `shard` ranks."""
     if shard < 0 or world % (shard or world):
         raise UserError(f"parallel.shard must divide the number of ranks ({world}) or be 0, got {shard}")
     if shard in (0, world):
-        return init_device_mesh("cpu", (world,), mesh_dim_names=("shard",))
-    return init_device_mesh("cpu", (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(kind, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(kind, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:

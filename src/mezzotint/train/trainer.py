@@ -1,24 +1,23 @@
 """The one loop.
 
-The Trainer owns what a technique need not know: optimizers, accumulation, clipping, averages, checkpoints, previews, the
-held-out loss, the log, and stopping. A step is made of `accumulate` micro-batches, which the ranks share out, and the
-randomness of micro-batch m of step k is a function of (seed, k, m) alone. So stopping at any step and starting again is the same as
-never having stopped, bit for bit on one machine, and any number of ranks trains the same model, up to the order of sums.
+The Trainer owns what a technique need not know: optimizers, accumulation, clipping, averages, checkpoints, devices and ranks, what
+follows a bad step, and stopping; what looks at a run is in `train.chores`. A step is made of `accumulate` micro-batches, which the
+ranks share out, and the randomness of micro-batch m of step k is a function of (seed, k, m) alone. So stopping at any step and
+starting again is the same as never having stopped, bit for bit on one machine, and any number of ranks trains the same model, up to
+the order of sums.
 """
 
-import copy
 import json
-import math
 import random
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint import config
 from mezzotint.config import Config
@@ -28,24 +27,41 @@ from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.method import MethodConfig, Metrics, Saved, Turn
-from mezzotint.pictures import grid
+from mezzotint.methods.method import MethodConfig, Metrics, Role, Saved, Turn
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
 from mezzotint.train import checkpoint
-from mezzotint.train.guard import NonFiniteError, explain
-from mezzotint.train.heldout import heldout_loss
-from mezzotint.train.log import Log
-from mezzotint.train.optim import OptimConfig, average_, clip_
-from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather, whole
+from mezzotint.train.average import FOLDER as AVERAGES
+from mezzotint.train.average import Average
+from mezzotint.train.chores import Chores
+from mezzotint.train.evaluation import EvaluationConfig
+from mezzotint.train.guard import (
+    MOST_MOVED,
+    BadStepError,
+    Guard,
+    GuardConfig,
+    Place,
+    Trouble,
+    check_loss,
+    check_precision,
+    describe,
+    enough_memory,
+    explain,
+)
+from mezzotint.train.log import by_time
+from mezzotint.train.optim import OptimConfig, block, clip_, step_
+from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather
+from mezzotint.train.speed import Operations
 from mezzotint.train.stop import Stopped, StopRequest
+from mezzotint.train.track import TrackerName, open_tracker
 
 LAST_WRITE = 30.0  # seconds that a run which breaks gives to the checkpoint that is being written
+TIMES = "loss_by_time"
 
 
 @dataclass
 class TrainConfig(config.Config, kind="train"):
     """steps: how long. accumulate, batch: micro-batches of a step, over all ranks, and samples of each. keep: newest checkpoints kept,
-    beside the one with the best held-out loss. deadline: minutes after which a run saves and ends, 0 for none.
+    beside the one with the best evaluation. deadline: minutes after which a run saves and ends, 0 for none.
 
     log, preview, evaluate, checkpoint: every so many steps (and at the end). preview_prompts: prompts of the previews,
     drawn with seeds 0, 1, ... held_out: samples of the held-out loss. export: precision of the exported weights.
@@ -75,6 +91,8 @@ class RunConfig(config.Config, kind="run"):
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     init: str = ""
 
@@ -91,125 +109,161 @@ class Portion:
 class Trainer:
     """Trains one method in one folder; `run` starts, or goes on where the folder's last checkpoint is."""
 
-    def __init__(self, config: RunConfig, folder: Path, source: Source | None = None, progress: Progress | None = None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        source: Source | None = None,
+        progress: Progress | None = None,
+        track: TrackerName | None = None,
+    ) -> None:
+        self.config, self.folder, self.track = config, folder, track
         self.ranks = Ranks(config.parallel)
         self.micros = self.ranks.share(config.train.accumulate)
         self.progress = progress if self.ranks.main else None
         self.step = 0
         self.seconds = 0.0
-        self.best: dict[str, float] = {}
+        self.moved: dict[int, int] = {}  # steps whose first batches are left out, and how many
         self.stop = StopRequest()
         torch.manual_seed(config.train.seed)
         pipeline = config.pipeline.build()
         if config.init:
             load_weights(pipeline, load(config.init).state_dict(), Path(config.init))
-        self.method = config.method.build(pipeline)
+        self.method = config.method.build(pipeline.to(self.ranks.device))
         self.source = source or config.data.build()
-        self.loader = Loader(self.source, config.train.batch, streams=config.train.accumulate)
+        self.loader = Loader(self.source, config.train.batch, streams=config.train.accumulate, device=self.ranks.device)
         self.saver = checkpoint.Saver(folder / "checkpoints", self.ranks.rank, self.ranks.world, config.train.keep)
-        self.averages = {name: _frozen(role.module) for name, role in self.method.roles.items() if role.averaged}
-        self.unshared = empty_copy(self.pipeline) if self.ranks.world > 1 else self.pipeline
-        for role in self.method.roles.values():
+        self.guard = Guard(config.guard)
+        self._prepare(self.method.roles)
+        self.chores = Chores(self)
+
+    def _prepare(self, roles: dict[str, Role]) -> None:
+        """Averages, this rank's shares, optimizers and counters of the roles."""
+        optim = self.config.optim
+        for role in roles.values():
+            role.module.to(self.ranks.device)
+        check_precision(roles)
+        self.averages = {name: Average(role.module, optim.average, optim.lengths) for name, role in roles.items() if role.averaged}
+        self.unshared = {name: empty_copy(module) for name, module in self._shown().items()} if self.ranks.world > 1 else self._shown()
+        for role in roles.values():
             self.ranks.spread(role)
-        for module in self.averages.values():
+        for module in self._averages().values():
             self.ranks.spread_average(module)
-        trained = {name: role for name, role in self.method.roles.items() if role.trained}
-        self.parameters = {name: [p for p in role.module.parameters() if p.requires_grad] for name, role in trained.items()}
-        self.optimizers = {name: config.optim.build(role.module) for name, role in trained.items()}
-        for role in self.method.roles.values():
+        trained = {name: role.module for name, role in roles.items() if role.trained}
+        named = {name: [(n, p) for n, p in module.named_parameters() if p.requires_grad] for name, module in trained.items()}
+        self.parameters = {name: [p for _, p in pairs] for name, pairs in named.items()}
+        self.blocks = {name: [block(n) for n, _ in pairs] for name, pairs in named.items()}
+        self.optimizers = {name: optim.build(module) for name, module in trained.items()}
+        self.operations = Operations()
+        for role in roles.values():
+            if isinstance(role.module, Pipeline):
+                self.operations.watch(role.module.denoiser, role.module.config.denoiser)
             role.module.requires_grad_(False)
             role.module.train(role.trained)
 
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline that previews, evaluation and export see: the student's average where one is kept."""
-        module = self.averages.get("student", self.method.student)
+        module = self._shown()["student"]
         assert isinstance(module, Pipeline)
         return module
 
+    def whole(self, name: str = "student") -> nn.Module:
+        """What others see of a role, with the weights of all ranks, which all call this; only rank 0 has the weights then."""
+        if self.ranks.world > 1:
+            gather(self._shown()[name], self.unshared[name], self.ranks.main)
+        return self.unshared[name]
+
     def run(self) -> Pipeline:
-        """Train to the last step and export. Raises `Stopped` after a clean stop, `NonFiniteError` where numbers end.
+        """Train to the last step and export. Raises `Stopped` after a clean stop, `BadStepError` where numbers end.
 
         Of many ranks, all train, rank 0 writes, and only its pipeline has weights.
         """
         self._open()
-        log = Log(self.folder / "metrics.jsonl", self.step) if self.ranks.main else None
-        task = self.progress.add_task(self.folder.name, total=self.config.train.steps, completed=self.step) if self.progress else None
-        self.stop = StopRequest(self.config.train.deadline)
+        chores, every = self.chores, self.config.train
+        chores.open()
+        if self.track and self.ranks.main:
+            chores.tracker = open_tracker(self.track, self.folder, self.step, self.config.to_data())
+        task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
+        self.stop = StopRequest(every.deadline)
         try:
-            with self.stop:
-                while self.step < self.config.train.steps:
-                    start = time.perf_counter()
-                    self.saver.check()
-                    metrics, stopping = self._train_step()
-                    self.step += 1
-                    self.seconds += time.perf_counter() - start
-                    self._chores(log, metrics, stopping)
+            with closing(chores), self.stop, enough_memory(every.batch, every.accumulate):
+                while self.step < every.steps and not chores.enough:
+                    self._round()
                     if self.progress and task is not None:
-                        self.progress.update(task, completed=self.step)
-                    if stopping and self.step < self.config.train.steps:
-                        self.saver.finish()
-                        raise Stopped(f"stopped at step {self.step}", self.stop.by_hand)
+                        self.progress.update(task, completed=self.step, note=chores.note)
         except Exception:
             self.saver.finish(LAST_WRITE)
             raise
         self.saver.finish()
-        if log is not None:
-            log.close()
         return self._export()
 
-    def _train_step(self) -> tuple[dict[str, float], bool]:
-        """One step of the method: all its turns. Returns the numbers to log, and whether the run was asked to stop after it."""
-        logged: dict[str, float] = {}
+    def _round(self) -> None:
+        """A step and what is due after it; or, where it was bad and the policy is to roll back, the way back."""
+        start = time.perf_counter()
+        self.saver.check()
+        metrics, stopping = self._train_step()
+        self.step += 1
+        sound = not (stopping or self.chores.any_due()) or self._examine()
+        self.seconds += time.perf_counter() - start
+        if not sound:
+            return
+        self._after_step(metrics, stopping)
+        if stopping and self.step < self.config.train.steps:
+            self.saver.finish()
+            raise Stopped(f"stopped at step {self.step}", self.stop.by_hand)
+
+    def _train_step(self) -> tuple[dict[str, Tensor], bool]:
+        """One step of the method: all its turns. Returns the numbers to log, which are still on the device, and whether to stop."""
+        logged: dict[str, Tensor] = {}
         turns = self.method.turns(self.step)
         self._release(turns[0])  # which kernel a product takes depends on it: a roll-out is to have those of the loss, and of a resumed run
-        portions = self._experience()
-        samples = sum(len(portion.batch) for portion in portions)
-        agreed = self.ranks.agree(samples, (len(portions), self.loader.position), self.stop.asked)
+        self.loader.position += self.moved.get(self.step, 0)
+        place, portions = self._experience()
+        agreed = self.ranks.agree(sum(len(p.batch) for p in portions), (len(portions), self.loader.position), self.stop.asked)
         for number, turn in enumerate(turns, start=1):
-            suspect = self._accumulate(portions, agreed.samples, turn, number, logged)
+            loss = self._accumulate(portions, agreed.samples, turn, number, logged)
             for name in turn:
-                self._update(name, suspect, turn, number, logged)
+                self._update(name, place, turn, number, loss, logged)
         self.method.after_step(self.step)
-        return logged, agreed.stop or (self.ranks.world == 1 and self.stop.asked)
+        return logged, agreed.stop
 
-    def _experience(self) -> list[Portion]:
-        """What this rank learns from in this step. Every micro-batch takes equally many batches of its own stream of the data."""
+    def _experience(self) -> tuple[Place, list[Portion]]:
+        """What this rank learns from in this step, and where it is in the data.
+
+        Every micro-batch takes equally many batches of its own stream.
+        """
         portions, start, ends = [], self.loader.position, set()
         for micro in self.micros:
             self.loader.stream, self.loader.position = micro, start
             self._seed(micro, 0)
-            with self.ranks.autocast():
+            with self.ranks.computing():
                 batches = self.method.experience(self.loader, self.step)
             portions += [Portion(micro, index, batch) for index, batch in enumerate(batches)]
             ends.add(self.loader.position)
         if len(ends) > 1:
             raise ValueError(f"experience must take equally many batches for every micro-batch of a step, it ended at {sorted(ends)}")
-        return portions
+        return Place(self.step, start, self.loader.position - start), portions
 
-    def _accumulate(self, portions: list[Portion], samples: int, turn: Turn, number: int, logged: dict[str, float]) -> Portion:
-        """Gradients of a turn: the mean over the samples of all batches, of which all ranks together have so many.
-
-        Returns what to look at first if they are not finite.
-        """
+    def _accumulate(self, portions: list[Portion], samples: int, turn: Turn, number: int, logged: dict[str, Tensor]) -> Tensor:
+        """Gradients of a turn: the mean over the samples of all batches, of which all ranks together have so many. Returns the loss."""
+        prefix = "" if turn == ("student",) else f"{'+'.join(turn)}."
         self._release(turn)
-        suspect = portions[0]
-        means: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for portion in portions:
             loss, metrics = self._loss(portion, turn, number)
-            if not loss.isfinite():
-                suspect = portion
-                if self.ranks.world == 1:  # of several ranks none may stop alone: the gradient tells all of them
-                    raise self._not_finite("the loss", portion, turn, number, metrics)
+            check_loss(loss, metrics)
             share = len(portion.batch) / samples
             (loss * share).backward()
-            for key, value in {**metrics, "loss": loss.detach()}.items():
-                key = key if len(turn) == 1 and turn[0] == "student" else f"{'+'.join(turn)}.{key}"
-                if key != "t":
-                    means[key] = means.get(key, 0.0) + share * float(value.mean())
-        logged.update(self.ranks.total(means))
-        return suspect
+            parts = {key: share * value.detach().float().mean() for key, value in {**metrics, "loss": loss}.items() if key != "t"}
+            if not prefix and "t" in metrics and metrics["t"].shape == metrics.get("loss", loss).shape:
+                parts[TIMES] = by_time(metrics["t"], metrics["loss"])
+            sums = {key: sums[key] + part if key in sums else part for key, part in parts.items()}
+        sums = self.ranks.total(sums)
+        if TIMES in sums:
+            self.chores.by_time.add(sums.pop(TIMES))
+        logged.update({prefix + key: value for key, value in sums.items()})
+        return sums["loss"]
 
     def _release(self, turn: Turn) -> None:
         """Let the roles of a turn have gradients, and no others."""
@@ -219,86 +273,109 @@ class Trainer:
 
     def _loss(self, portion: Portion, turn: Turn, number: int) -> tuple[Tensor, Metrics]:
         self._seed(portion.micro, number, portion.index)
-        with self.ranks.autocast():
+        with self.ranks.computing():
             return self.method.loss(portion.batch, turn, self.step)
 
-    def _update(self, name: str, suspect: Portion, turn: Turn, number: int, logged: dict[str, float]) -> None:
-        """Clip, step the optimizers, move the average, and let go of the gradients of one role."""
-        norm = whole(clip_(self.parameters[name], self.config.optim.clip))
-        if not norm.isfinite():
-            loss, metrics = self._loss(suspect, turn, number)
-            mine = float(not loss.isfinite())
-            if self.ranks.total({"found": mine})["found"] > mine == 0:
-                self._loss(suspect, turn, number)  # another rank looks for the module, and cannot compute alone
-                raise NonFiniteError(f"the loss is not finite at step {self.step}, for samples of another rank")
-            raise self._not_finite("the loss" if mine else "the gradient", suspect, turn, number, metrics)
-        logged["grad_norm" if name == "student" else f"{name}.grad_norm"] = float(norm)
+    def _update(self, name: str, place: Place, turn: Turn, number: int, loss: Tensor, logged: dict[str, Tensor]) -> None:
+        """Clip, step the optimizers unless the guard holds them, and move the average of one role."""
+        norms = clip_(self.parameters[name], self.config.optim.clip)
+        held = self.guard.judge(place, number, turn, name, loss, norms.total)
+        logged["grad_norm" if name == "student" else f"{name}.grad_norm"] = norms.total
+        self.chores.norms[name] = norms
         for optimizer in self.optimizers[name]:
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.optim.rate(self.step, self.config.train.steps)
-            optimizer.step()
-            optimizer.zero_grad()
+            step_(optimizer, self.config.optim.rate(self.step, self.config.train.steps), held)
         if name in self.averages:
-            average_(self.averages[name], self.method.roles[name].module, self.config.optim.average, self.step)
-
-    def _not_finite(self, what: str, portion: Portion, turn: Turn, number: int, metrics: Metrics) -> NonFiniteError:
-        rerun = partial(self._loss, portion, turn, number)
-        return explain(what, self.step, self.method.roles, portion.batch, metrics, rerun)
+            self.averages[name].update(self.method.roles[name].module, self.step)
 
     def _seed(self, micro: int, *place: int) -> None:
         """Seed all randomness of a call: torch's from (seed, micro-batch, step, place in the step), Python's without the micro-batch."""
-        torch.manual_seed(_mixed(self.config.train.seed, micro, self.step, *place))
+        mixed = _mixed(self.config.train.seed, micro, self.step, *place)
+        # As torch.manual_seed does, without asking every kind of device there could be, which takes it half a millisecond.
+        torch.default_generator.manual_seed(mixed)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.manual_seed(mixed)
         random.seed(_mixed(self.config.train.seed, self.step, *place))
 
-    def _chores(self, log: Log | None, metrics: dict[str, float], stopping: bool) -> None:
-        """What is due after a step besides training. All ranks compute it together, and the one with a log writes it down."""
-        every, step = self.config.train, self.step
-        last = step == every.steps
-
-        def due(interval: int) -> bool:
-            return last or step % interval == 0
-
-        if log is not None and due(every.log):
-            images = step * every.batch * every.accumulate
-            rate = self.config.optim.rate(step - 1, every.steps)
-            log.write(step, **metrics, lr=rate, images=images, seconds=round(self.seconds, 3))
-        if due(every.evaluate):
-            losses = heldout_loss(self.pipeline, self.source.held_out(every.held_out))
-            if log is not None:
-                log.write(step, held_out=float(losses.mean()), held_out_by_time=[round(float(x), 5) for x in losses])
-            if due(every.checkpoint) and float(losses.mean()) < self.best.get("held_out", math.inf):
-                self.best = {"step": step, "held_out": float(losses.mean())}
-        if every.preview_prompts and due(every.preview):
-            self._preview()
-        if due(every.checkpoint) or stopping:
+    def _after_step(self, metrics: dict[str, Tensor], stopping: bool) -> None:
+        """Chores, stored averages, and the checkpoint, as they are due."""
+        if self.step - 1 in self.moved:
+            self.chores.write(moved=self.moved[self.step - 1])
+        self.chores(metrics)
+        if self.config.optim.lengths and self.chores.due(self.config.optim.snapshot):
+            for name, average in self.averages.items():
+                average.store(self.folder / AVERAGES / name, self.step, self.ranks.main)
+        if self.chores.due(self.config.train.checkpoint) or stopping or self.chores.enough:
             self._save()
 
-    def _preview(self) -> None:
-        """Draw the preview prompts through the pipeline, as `sample` does with the same prompts and seed 0."""
-        folder = self.folder / "previews"
-        images = self.pipeline(self.config.train.preview_prompts)
-        if self.ranks.main:
-            folder.mkdir(exist_ok=True)
-            grid(images, columns=min(8, len(images))).save(folder / f"step-{self.step:08d}.png")
+    def _examine(self) -> bool:
+        """Read what the guard found since the last time. Returns False where the run has to roll back; raises where it has to end."""
+        for trouble in self.guard.read():
+            if self.config.guard.policy == "skip":
+                self.chores.write(held=trouble.place.step, role=trouble.role, why=describe(trouble))
+                continue
+            error = self._explained(trouble)
+            place = trouble.place
+            moved = self.moved.get(place.step, 0) + max(1, place.used)
+            if self.config.guard.policy == "stop" or moved > MOST_MOVED * max(1, place.used):
+                raise error
+            self._roll_back(place.step, moved)
+            return False
+        return True
+
+    def _explained(self, trouble: Trouble) -> BadStepError:
+        """The error for a bad update, made again from the weights that it met."""
+        self.step, self.loader.position = trouble.place.step, trouble.place.position
+        self._release(trouble.turn)
+        _, portions = self._experience()
+        batches = [portion.batch for portion in portions]
+        again = lambda index: self._loss(portions[index], trouble.turn, trouble.number)  # noqa: E731
+        folder = self.folder / "bad" / f"step-{self.step:08d}{self.ranks.suffix}"
+        return explain(trouble, self.method.roles, batches, again, folder, self.ranks.any)
+
+    def _roll_back(self, step: int, batches: int) -> None:
+        """Go back to the last checkpoint, and let a step leave out so many batches when it comes again.
+
+        A run that is killed before its next checkpoint meets the bad step again and does the same, so nothing need be stored here.
+        """
+        self.saver.finish()
+        self.ranks.wait()
+        self._restore(checkpoint.Checkpoint(checkpoint.steps(self.folder / "checkpoints")[-1]))
+        self.moved[step] = batches
+        self.chores.open()
 
     def _save(self) -> None:
         tensors = {name: role.module.state_dict() for name, role in self.method.roles.items()}
-        tensors |= {f"{name}.average": module.state_dict() for name, module in self.averages.items()}
+        tensors |= {name: module.state_dict() for name, module in self._averages().items()}
         for name, optimizers in self.optimizers.items():
             tensors[f"{name}.optimizer"] = checkpoint.optimizer_tensors(self.method.roles[name].module, optimizers)
-        state = {"step": self.step, "position": self.loader.position, "seconds": self.seconds, "best": self.best}
+        state: dict[str, Any] = {"step": self.step, "position": self.loader.position, "seconds": self.seconds}
+        state |= {"guard": self.guard.state(), "chores": self.chores.state(), "moved": [*self.moved.items()]}
         state |= {"data": self.source.version, "config": self.config.to_data()}
-        self.saver.save(self.step, tensors, state, spare=[int(self.best["step"])] if self.best else [])
+        self.saver.save(self.step, tensors, state, spare=[self.chores.best.step])
+
+    def _shown(self) -> dict[str, nn.Module]:
+        """What others see of the student and of all roles that have an average."""
+        return {"student": self.method.student, **{name: average.shown for name, average in self.averages.items()}}
+
+    def _averages(self) -> dict[str, nn.Module]:
+        """All averages by the names that they have in checkpoints: student.average, student.average1, ..."""
+        return {f"{n}.average{i or ''}": m for n, average in self.averages.items() for i, m in enumerate(average.modules)}
 
     def _export(self) -> Pipeline:
-        """Write the pipeline that was trained, with the weights of all ranks."""
-        if self.ranks.world > 1:
-            gather(self.pipeline, self.unshared, self.ranks.main)
-        assert isinstance(self.unshared, Pipeline)
-        if self.ranks.main:
-            self.unshared.save(self.folder / "export", getattr(torch, self.config.train.export))
+        """Write the pipeline that was trained, and what else is to be used by itself."""
+        folder = self.folder / "export"
+        for name in self._shown():
+            module = self.whole(name)
+            if not self.ranks.main:
+                continue
+            if isinstance(module, Pipeline) and name == "student":
+                module.save(folder, getattr(torch, self.config.train.export))
+            elif isinstance(module, Saved) and name != "student":
+                module.save(folder / name)
         self.ranks.wait()
-        return self.unshared
+        student = self.unshared["student"]
+        assert isinstance(student, Pipeline)
+        return student
 
     def _open(self) -> None:
         """Make the run's folder, or go on from its last checkpoint."""
@@ -313,25 +390,29 @@ class Trainer:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out") from error
         self.ranks.wait()
         if found := checkpoint.steps(folder):
-            self._restore(checkpoint.Checkpoint(found[-1], thorough=self.ranks.main))
+            self._restore(checkpoint.Checkpoint(found[-1]))
+        elif self.config.guard.policy == "rollback":
+            self._save()
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         self._check_settings(saved.state)
         tensors = {name: role.module.state_dict() for name, role in self.method.roles.items()}
-        tensors |= {f"{name}.average": module.state_dict() for name, module in self.averages.items()}
+        tensors |= {name: module.state_dict() for name, module in self._averages().items()}
         for name, optimizers in self.optimizers.items():
             module, group = self.method.roles[name].module, f"{name}.optimizer"
             tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved.shapes.get(group, {}))
         saved.fill(tensors)
         self.step, self.loader.position, self.seconds = saved.state["step"], saved.state["position"], saved.state["seconds"]
-        self.best = saved.state["best"]
+        self.moved = dict(saved.state["moved"])
+        self.guard.restore(saved.state["guard"], self.ranks.device)
+        self.chores.restore(saved.state["chores"])
 
     def _check_settings(self, state: dict[str, Any]) -> None:
-        """UserError where a checkpoint is of another run. The machines may be others, and the deadline."""
+        """UserError where a checkpoint is of another run. The machines may be others, the deadline, and what follows a bad step."""
         before = Config.from_data(state["config"])
         assert isinstance(before, RunConfig)
         train = before.train.replace(deadline=self.config.train.deadline)
-        now = before.replace(parallel=self.config.parallel, train=train)
+        now = before.replace(parallel=self.config.parallel, guard=self.config.guard, train=train)
         if now != self.config:
             changed = ", ".join(_differences(now.to_data(), self.config.to_data()))
             raise UserError(f"{self.folder} holds a run with other settings ({changed}); choose another folder with --out, or remove it")
@@ -347,11 +428,6 @@ def _mixed(*numbers: int) -> int:
     for number in numbers:
         mixed = (mixed * 1_000_003 + number + 1) % (1 << 63)
     return mixed
-
-
-def _frozen(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy without gradients, for evaluation."""
-    return copy.deepcopy(module).requires_grad_(False).eval()
 
 
 def _differences(before: object, after: object, name: str = "") -> list[str]:
