@@ -237,7 +237,7 @@ NETWORKS: dict[str, DenoiserConfig] = {
 SETTINGS = [("dit", "pixels", "adapter"), ("dit", "latents", "all"), ("mmdit", "pixels", "all"), ("mmdit", "latents", "adapter")]
 SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
 TECHNIQUES: dict[str, tuple[MethodConfig, WorldsConfig]] = {
-    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, window=1), WorldsConfig(size=16)),
+    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, window=1, updates=1), WorldsConfig(size=16)),
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WorldsConfig(size=16)),
     "dpo": (DPOConfig(draws=2, steps=2, goal=BRIGHT, anchor=1.0), WorldsConfig(size=16)),
     "dreambooth": (DreamBoothConfig(class_prompt=subject.CLASS, pictures=2), WorldsConfig(size=16, split="subject")),
@@ -295,6 +295,8 @@ def test_it_trains_and_resumes_everywhere(name: str, setting: tuple[str, str, st
     moved = {name for name, p in whole.method.student.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all("lora_" in name for name in moved) is (weights == "adapter")
+    if space == "pixels":  # those on latents also stop and go on, with an adapter and without
+        return
     source = Stopping(data)
     with pytest.raises(Stopped):
         Trainer(run, tmp_path / "parts", source).run()
