@@ -262,7 +262,7 @@ def test_accumulating_equals_one_large_batch(run_config: Make, tmp_path: Path) -
         trainer = Trainer(run_config(batch=batch, accumulate=accumulate), tmp_path, Halves(WorldsConfig()))
         error = lambda b, turn, step: (trainer.method.student.encode(b.prompts).pooled.pow(4).mean(), {})  # noqa: E731
         trainer.method.loss = error  # type: ignore[method-assign, assignment]
-        trainer._accumulate(trainer._experience(), 4, ("student",), 1, {})
+        trainer._accumulate(trainer._experience()[1], 4, ("student",), 1, {})
         return [p.grad for p in trainer.parameters["student"] if p.grad is not None]
 
     grads = gradients(4, 1), gradients(2, 2)

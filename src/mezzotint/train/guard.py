@@ -213,7 +213,7 @@ def explain(
             if not on_any(watch.first is not None):
                 loss.backward()
             computed.append(metrics)
-    if not trouble.finite and watch.first is None and on_any(watch.first is not None):
+    if on_any(watch.first is not None) and watch.first is None and not trouble.finite:
         return NonFiniteError(f"{describe(trouble)}, for samples of another rank")
     if trouble.finite:
         index = max(range(len(batches)), key=lambda i: _losses(computed[i], len(batches[i])).max().item())
