@@ -1,9 +1,10 @@
 """The planner: what a rehearsal counts, by hand and by torch's allocator, and what follows from it."""
 
-
+import json
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from mezzotint.cli import main
-from mezzotint.data.worlds import WorldsConfig
-from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.dpo import DPOConfig
 from mezzotint.models import PRESETS
+from mezzotint.models.cost import flops
+from mezzotint.models.denoiser import blocks
 from mezzotint.recipes import RECIPES
 from mezzotint.recipes.published import published
 from mezzotint.train.advice import advice
-from mezzotint.train.devices import DEVICES
-from mezzotint.train.plan import EIGHT_BIT, Plan, Setup, blocks, kernel_seconds, plan
+from mezzotint.train.devices import DEVICES, Device
+from mezzotint.train.plan import CONTEXT, USABLE, Imagined, Rehearsed, Setup, plan, times
 from mezzotint.train.rehearsal import Rehearsal
 from mezzotint.train.trainer import RunConfig
 
@@ -111,34 +111,114 @@ def test_a_preference_run_costs_as_much_more_as_planned(peaks: dict[str, dict[st
     assert planned == pytest.approx(measured, rel=0.15)
 
 
-def test_dit_on_one_a100_is_as_published() -> None:
+def test_dit_on_one_a100_takes_as_long_as_published() -> None:
     """fast-DiT's README: DiT-XL/2 at 256 px, cached features, mixed precision, checkpointing, batches of 128: 0.84 steps a second."""
-    config = published("dit-xl-2")
+    config, setup = published("dit-xl-2"), Setup(checkpointing=True)
     config.train = config.train.replace(batch=128)
-    made = plan(config, Setup(checkpointing=True), A100)
-    assert made.params == pytest.approx(674_834_720)
-    assert made.step_s == pytest.approx(1 / 0.84, rel=0.2)
-
-
-def sharded(config: RunConfig, gpus: int) -> Plan:
-    return plan(config, replace(EXACT, gpus=gpus), H100)
+    with Rehearsal() as rehearsal:
+        run = Rehearsed(config, Imagined(config), setup, rehearsal)
+        run.train(rounds=1)
+    compute, sent, update = times(run, config, setup, A100)
+    assert sum(sent) == 0
+    assert sum(compute) + update == pytest.approx(1 / 0.84, rel=0.2)
+    # A forward, its repetition, and two for gradients; a block's repetition need not end.
+    forward = 128 * flops(config.pipeline.denoiser, 256, 0)
+    assert sum(f for turn in run.turns for f, _ in turn.work) == pytest.approx(4 * forward, rel=0.05)
 
 
 def test_what_lasts_is_sharded(run_config: Callable[..., RunConfig]) -> None:
     config = run_config()
-    one, four, sixteen = (sharded(config, gpus) for gpus in (1, 4, 16))
+    one, four, sixteen = (plan(config, replace(EXACT, gpus=gpus), H100) for gpus in (1, 4, 16))
     for kind in ("weights", "averages", "gradients", "states"):
         assert getattr(one, f"{kind}_gb") == pytest.approx(4 * getattr(four, f"{kind}_gb"))
     assert one.states_gb == pytest.approx(2 * one.weights_gb, rel=1e-3)  # AdamW
     assert one.weights_gb == pytest.approx(4e-9 * one.params)
-    assert one.communication_s == 0
-    # Weights are gathered for the forward and the backward pass, and gradients scattered: 3/4 of them are elsewhere.
-    denoiser, text = 4 * _denoiser(config), 0
-    assert four.communication_s == pytest.approx(0.75 * 3 * denoiser / H100.link, rel=0.2)
-    assert sixteen.communication_s > 5 * four.communication_s  # over the network
+    assert one.peak_save_gb == pytest.approx(4 * one.weights_gb, rel=1e-3)
     assert (one.images_per_step, sixteen.images_per_step) == (4, 64)
-    assert text == 0
+    # Of the weights, gathered forwards and backwards, and of the gradients, scattered, 3/4 and 15/16 are elsewhere.
+    with torch.device("meta"):
+        denoiser = sum(p.numel() for p in config.pipeline.denoiser.build().parameters())
+    assert one.communication_s == 0
+    assert four.communication_s == pytest.approx(4 * 0.75 * (2 * denoiser + four.trained) / H100.link)
+    assert sixteen.communication_s == pytest.approx(4 * 15 / 16 * (2 * denoiser + four.trained) / H100.network)
 
 
-def _denoiser(config: RunConfig) -> int:
-    return sum(p.numel() for p in config.pipeline.denoiser.build().parameters())
+def test_accumulated_micro_batches_are_counted(run_config: Callable[..., RunConfig]) -> None:
+    one, eight = (plan(run_config(accumulate=accumulate), EXACT, H100) for accumulate in (1, 8))
+    assert eight.flops == pytest.approx(8 * one.flops)
+    assert eight.images_per_step == 8 * one.images_per_step
+    assert one.peak_train_gb < eight.peak_train_gb < one.peak_train_gb + one.gradients_gb  # those of the first are there in the second
+    shared = plan(run_config(accumulate=8), replace(EXACT, gpus=8), H100)
+    assert shared.images_per_step == eight.images_per_step
+    assert shared.flops == pytest.approx(eight.flops)
+
+
+def test_settings_do_what_they_are_for(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config(batch=64)
+    plain = plan(config, EXACT, H100)
+    recomputed = plan(config, replace(EXACT, checkpointing=True), H100)
+    assert recomputed.activations_gb < 0.7 * plain.activations_gb
+    assert 1.1 * plain.flops < recomputed.flops < 4 / 3 * plain.flops
+    small = plan(config, replace(EXACT, eight_bit=True), H100)
+    assert small.states_gb == pytest.approx(plain.states_gb / 4, rel=0.02)
+    assert plain.peak_train_gb - small.peak_train_gb == pytest.approx(plain.states_gb - small.states_gb)
+    half = plan(config, Setup(), H100)
+    assert half.weights_gb == plain.weights_gb
+    assert 0.5 * plain.activations_gb < half.activations_gb < plain.activations_gb
+    adapter = plan(config, replace(EXACT, lora=4), H100)
+    assert adapter.trained < 0.2 * plain.trained
+    assert adapter.states_gb < 0.2 * plain.states_gb
+
+
+def device(gigabytes: float) -> Device:
+    """One that can hold so much."""
+    return replace(H100, memory=(gigabytes * 1e9 + CONTEXT) / USABLE)
+
+
+def test_the_cheapest_change_comes_first(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config(batch=64)
+    config.pipeline = replace(config.pipeline, sampling=config.pipeline.sampling.replace(batch=4))
+    plain = plan(config, EXACT, H100)
+    recomputed = plan(config, replace(EXACT, checkpointing=True), H100)
+    assert advice(config, EXACT, device(plain.peak_train_gb)) == []
+
+    first = advice(config, EXACT, device(recomputed.peak_train_gb * 1.001))
+    assert [change.words for change in first] == ["--checkpointing"]
+    assert first[0].plan.fits
+
+    second = advice(config, EXACT, device(recomputed.peak_train_gb * 0.95))
+    assert [change.words for change in second] == ["--train.batch 32 --train.accumulate 2"]
+    assert second[0].plan.images_per_step == plain.images_per_step
+
+    hopeless = advice(config, EXACT, device(plain.peak_save_gb / 1e4))
+    assert len(hopeless) == 6  # smaller evaluations and all five
+    assert not hopeless[-1].plan.fits
+    assert all(a.plan.peak_train_gb >= b.plan.peak_train_gb for a, b in pairwise(hopeless))
+
+
+def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "tiny.worlds", "--size", "xs", "--gpu", "a100", "--gpus", "2", "--price", "10", "--train.held-out", "4"]
+    assert main([*words, "--train.steps", "1000", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert {"params", "peak_train_gb", "peak_eval_gb", "peak_save_gb", "step_s", "days", "cost"} <= made.keys()
+    assert made["days"] == pytest.approx(1000 * made["step_s"] / 86_400)
+    assert made["cost"] == pytest.approx(made["days"] * 24 * 2 * 10)
+    assert made["changes"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["flux-de"], "unknown recipe 'flux-de'; did you mean 'flux-dev'?"),
+        (["tiny.worlds", "--gpu", "h10"], "unknown gpu 'h10'; did you mean 'h100'?"),
+        (["tiny.worlds", "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["tiny.worlds", "--method", "dop"], "unknown method 'dop'; did you mean 'dpo'?"),
+        (["tiny.worlds", "--train.bacth", "4"], "unknown field of tiny.worlds 'train.bacth'; did you mean 'train.batch'?"),
+        (["tiny.worlds", "--size", "xs", "--method", "dpo"], "DPO needs preference pairs"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.strip().count("\n") == 0

@@ -39,3 +39,11 @@ class DenoiserConfig(config.Config, ABC, kind="denoiser"):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches. ValueError for a size that the model cannot draw."""
         return patch_grid(height, self.patch, self.patch), patch_grid(width, self.patch, self.patch)
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network in their order: what is in its outermost lists; lists of single layers are none."""
+    found: list[nn.Module] = []
+    for child in net.children():
+        found += [block for block in child if any(block.children())] if isinstance(child, nn.ModuleList) else blocks(child)
+    return found

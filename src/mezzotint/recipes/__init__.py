@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import post, tiny
+from mezzotint.recipes import post, repa, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -17,4 +17,5 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.consistency": post.consistency,
     "tiny.dmd": post.dmd,
     "tiny.images": tiny.images,
+    "tiny.repa": repa.repa,
 }

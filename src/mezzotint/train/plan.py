@@ -4,7 +4,7 @@ The method's own losses, the optimizer's own steps, the held-out loss and the pr
 computed; so a plan holds for any method on any network, by no formula of either. From what they allocate follow the peaks of
 training, evaluation and saving, and from what they multiply and move the time of a step:
 
-    max over turns of (products and memory, links) + update;    a kernel takes max(operations / (0.45 rate), bytes / (0.3 bandwidth))
+    max over turns of (products and memory, links) + update;    a kernel takes max(operations / (0.6 rate), bytes / (0.35 bandwidth))
 
 (Williams et al. 2009). The two shares are fitted to four published training runs, each of which they give within 20%: DiT-XL/2
 on one A100 (0.84 steps a second: fast-DiT's README), Stable Diffusion 2 on eight at 256 and 512 pixels (1,100 and 290 pictures
@@ -34,6 +34,7 @@ from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.method import Method, Turn
 from mezzotint.models import lora
+from mezzotint.models.denoiser import blocks
 from mezzotint.models.published import Unset
 from mezzotint.pipeline import Pipeline
 from mezzotint.text.bytes import ByteEncoderConfig
@@ -43,7 +44,7 @@ from mezzotint.train.optim import average_, clip_
 from mezzotint.train.rehearsal import Rehearsal
 from mezzotint.train.trainer import RunConfig
 
-PRODUCTS, MEMORY = 0.45, 0.3  # shares of the rated speeds that kernels reach
+PRODUCTS, MEMORY = 0.6, 0.35  # shares of the rated speeds that kernels reach
 USABLE, CONTEXT = 0.95, 1e9  # share of the memory that an allocator can hand out, and bytes that the driver and libraries take
 EIGHT_BIT = (1 + 4 / 256) / 4  # of a float32 state: a byte, and a float32 scale for every 256 (Dettmers et al. 2022)
 PREVIEW_STEPS = 4  # of a preview; solvers remember no more
@@ -143,7 +144,7 @@ class Rehearsed:
         for name, parameters in self.parameters.items():
             for p in parameters:
                 p.grad = torch.zeros_like(p)
-            self._update(name)
+            self._update(name, first=True)
         states = (state for optimizers in self.optimizers.values() for optimizer in optimizers for state in optimizer.state.values())
         self.lasting["states"] = self._numbers(x for state in states for x in state.values())
         self.start = len(self.rehearsal.steps)
@@ -192,14 +193,19 @@ class Rehearsed:
     def _precision(self) -> AbstractContextManager[None]:
         return self.rehearsal.autocast() if self.half else nullcontext()
 
-    def _update(self, name: str) -> None:
-        """Clip, step, let go of the gradients, and move the average, if there is one."""
+    def _update(self, name: str, first: bool = False) -> None:
+        """Clip, step, let go of the gradients, and move the average, if there is one. Only a first step of a fused kernel allocates."""
         clip_(self.parameters[name], self.config.optim.clip)
         for optimizer in self.optimizers[name]:
-            for group in optimizer.param_groups:
-                if group.get("fused"):
-                    group["fused"], group["foreach"] = False, False  # the fused kernel does not know the meta device
-            optimizer.step()
+            fused = any(group.get("fused") for group in optimizer.param_groups)
+            if fused and first:  # by the loops over tensors, since the fused kernel does not know the meta device
+                for group in optimizer.param_groups:
+                    group["fused"], group["foreach"] = False, True
+                optimizer.step()
+                for group in optimizer.param_groups:
+                    group["fused"], group["foreach"] = True, False
+            elif not fused:
+                optimizer.step()
             optimizer.zero_grad()
         if name in self.averages:
             average_(self.averages[name], self.method.roles[name].module, self.config.optim.average, 0)
@@ -211,7 +217,8 @@ class Rehearsed:
         self.start = len(self.rehearsal.steps)
         heldout_loss(pipeline, self.source.held_out(train.held_out))
         prompts = list(train.preview_prompts) or self.source.held_out(8).prompts
-        pipeline(prompts, steps=min(PREVIEW_STEPS, self.config.pipeline.sampling.steps))
+        sampling = self.config.pipeline.sampling
+        pipeline(prompts[: sampling.batch], steps=min(PREVIEW_STEPS, sampling.steps))  # one batch after the other
         self.end = len(self.rehearsal.steps)
 
     def shares(self, setup: Setup) -> dict[str, dict[int, float]]:
@@ -245,14 +252,6 @@ def _denoisers(module: nn.Module) -> Iterator[nn.Module]:
     """Of pipelines, the network."""
     if isinstance(module, Pipeline):
         yield module.denoiser
-
-
-def blocks(net: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: what is in its outermost lists, single layers aside."""
-    found: list[nn.Module] = []
-    for child in net.children():
-        found += [block for block in child if any(block.children())] if isinstance(child, nn.ModuleList) else blocks(child)
-    return found
 
 
 @dataclass(frozen=True)

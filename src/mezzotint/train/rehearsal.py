@@ -10,7 +10,7 @@ Not seen: what kernels allocate inside, and what an allocator keeps back.
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
@@ -82,24 +82,24 @@ class Rehearsal(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
-        if any(isinstance(x, Tensor) and x.device == META for x in tree_leaves((arguments, keywords))):
+        read = list(_tensors((*arguments, *keywords.values())))
+        if any(x.device == META for x in read):
             if function is torch.ops.aten._local_scalar_dense.default:
                 return torch.ones((), dtype=arguments[0].dtype).item()
-            arguments, keywords = tree_map(lambda x: x.to(META) if isinstance(x, Tensor) else x, (arguments, keywords))
+            if any(x.device != META for x in read):
+                arguments, keywords = tree_map(lambda x: x.to(META) if isinstance(x, Tensor) else x, (arguments, keywords))
             if keywords.get("device") is not None:
                 keywords = {**keywords, "device": META}
         elif function.overloadpacket in FACTORIES and math.prod(arguments[0]) > LARGE:
             keywords = {key: value for key, value in keywords.items() if key != "generator"} | {"device": META}
             function, arguments = torch.ops.aten.empty.memory_format, arguments[:1]
         out = function(*arguments, **keywords)
-        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        known = self._count
+        made, known = list(_tensors(out if isinstance(out, tuple | list) else (out,))), self._count
         for x in made:
             self.number(x)
         if self._count > known or function._schema.is_mutable:  # not for views
             count = COUNTS.get(function.overloadpacket)
             flops = count(*arguments, **keywords, out_val=out) if count else 0
-            read = [x for x in tree_leaves((arguments, keywords)) if isinstance(x, Tensor)]
             self.work.append((flops, sum(map(_size, (*read, *made)))))
         return out
 
@@ -136,6 +136,15 @@ class Rehearsal(TorchDispatchMode):
             now += size * shares.get(number, 1.0)
             most = max(most, now) if place >= start else now
         return most
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among the arguments or answers of a kernel, which may be in lists."""
+    for x in values:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, tuple | list):
+            yield from (y for y in x if isinstance(y, Tensor))
 
 
 def _size(x: Tensor) -> int:
