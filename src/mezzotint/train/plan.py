@@ -113,6 +113,7 @@ class Rehearsed:
             self.method: Method = config.method.build(config.pipeline.build())
             for role in self.method.roles.values():
                 if setup.lora and role.trained:
+                    role.module.requires_grad_(False)
                     for net in _denoisers(role.module):
                         lora.add(net, lora.LoRAConfig(rank=setup.lora, alpha=setup.lora))
         trained = {name: role.module for name, role in self.method.roles.items() if role.trained}
