@@ -333,7 +333,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
         methods = {kind: made for kind, made in Config.kinds.items() if issubclass(made, MethodConfig)}
         if options.method not in methods:
             raise unknown("method", options.method, methods)
-        config.method = methods[options.method]()  # type: ignore[assignment]
+        config.method = methods[options.method]()
     config = _with_fields(config, rest, f"plan {options.recipe}")
     device = DEVICES[options.gpu]
     if options.price is not None:

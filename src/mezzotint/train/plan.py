@@ -6,10 +6,10 @@ training, evaluation and saving, and from what they multiply and move the time o
 
     max over turns of (products and memory, links) + update;    a kernel takes max(operations / (0.6 rate), bytes / (0.35 bandwidth))
 
-(Williams et al. 2009). The two shares are fitted to four published training runs, each of which they give within 20%: DiT-XL/2
-on one A100 (0.84 steps a second: fast-DiT's README), Stable Diffusion 2 on eight at 256 and 512 pixels (1,100 and 290 pictures
-a second: mosaicml/diffusion's README), and MicroDiT on eight H100 (2.6 days: micro_diffusion's README). Kernels that are too
-small to fill a GPU, loading and the launching of kernels are not in it, and drawing by compiled networks is up to twice as fast.
+(Williams et al. 2009). The two shares are fitted to published runs, each of which they give within 20%: DiT-XL/2 on one A100 (0.84
+steps a second: fast-DiT's README), Stable Diffusion 2 on eight at 256 and 512 pixels (1,100 and 290 pictures a second:
+mosaicml/diffusion's README), MicroDiT on eight H100 (2.6 days: micro_diffusion's README) and drawing by FLUX.1 dev on one (6.7 s:
+xDiT's documents). Kernels too small to fill a GPU, loading and the launching of kernels are not in it; docs/planning.md has the rest.
 
 Over N GPUs weights, averages, gradients and optimizer states are sharded (FSDP): every call of a network gathers its weights, block
 by block, again for its gradient, and scatters gradients in float32. Precision "bfloat16" is that of autocast: products are in bfloat16,
@@ -47,7 +47,7 @@ from mezzotint.train.trainer import RunConfig
 PRODUCTS, MEMORY = 0.6, 0.35  # shares of the rated speeds that kernels reach
 USABLE, CONTEXT = 0.95, 1e9  # share of the memory that an allocator can hand out, and bytes that the driver and libraries take
 EIGHT_BIT = (1 + 4 / 256) / 4  # of a float32 state: a byte, and a float32 scale for every 256 (Dettmers et al. 2022)
-PREVIEW_STEPS = 4  # of a preview; solvers remember no more
+PREVIEW_STEPS = 2  # of a preview; what solvers remember of earlier steps is small
 MASTER = 4  # bytes of a trained weight
 DAY = 86_400  # seconds
 
@@ -131,7 +131,7 @@ class Rehearsed:
             if setup.checkpointing and role.trained:
                 for block in (block for net in _denoisers(role.module) for block in blocks(net)):
                     again = partial(checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts)
-                    block.forward = again  # type: ignore[method-assign]
+                    block.forward = again
         self.half = setup.precision == "bfloat16"
         self.turns: list[Turned] = []
         self.activations = 0.0
@@ -259,7 +259,8 @@ def _denoisers(module: nn.Module) -> Iterator[nn.Module]:
 class Plan:
     """What a run needs. Memory is of one GPU and in 10^9 bytes, all else of all GPUs together.
 
-    params: weights of the student's text encoder and denoiser. activations: what the losses of a micro-batch keep for their gradients.
+    params: weights of the student's text encoder and denoiser. activations: what the losses of a micro-batch keep for their gradients,
+    with copies of weights in bfloat16, which several GPUs gather instead of keeping them.
     peak_train, peak_eval, peak_save: the most that is held in a step, in the held-out loss and previews, and while a checkpoint is
     written. fits: whether `memory` is enough for all of them. flops: operations of a step. step_s: its seconds, of which the products and
     the memory take compute_s, the links communication_s at the same time, and the optimizers update_s after them.
