@@ -4,7 +4,6 @@ import json
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +189,23 @@ def test_the_cheapest_change_comes_first(run_config: Callable[..., RunConfig]) -
     assert [change.words for change in second] == ["--train.batch 32 --train.accumulate 2"]
     assert second[0].plan.images_per_step == plain.images_per_step
 
-    hopeless = advice(config, EXACT, device(plain.peak_save_gb / 1e4))
-    assert len(hopeless) == 6  # smaller evaluations and all five
+
+def test_changes_are_made_on_top_of_each_other(run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.train.advice.MOST_GPUS", 2)
+    config = run_config(batch=2)
+    config.pipeline = replace(config.pipeline, sampling=config.pipeline.sampling.replace(batch=1))
+    hopeless = advice(config, EXACT, device(1e-6))
+    assert [change.words.split()[0] for change in hopeless] == [
+        "--train.held-out",
+        "--checkpointing",
+        "--train.batch",
+        "--gpus",
+        "--lora",
+        "--eight-bit",
+    ]
     assert not hopeless[-1].plan.fits
-    assert all(a.plan.peak_train_gb >= b.plan.peak_train_gb for a, b in pairwise(hopeless))
+    assert hopeless[-1].run[1] == Setup(gpus=2, precision="float32", checkpointing=True, lora=16, eight_bit=True)
+    assert hopeless[-1].plan.peak_train_gb < hopeless[0].plan.peak_train_gb
 
 
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ PRODUCTS, MEMORY = 0.6, 0.35  # shares of the rated speeds that kernels reach
 USABLE, CONTEXT = 0.95, 1e9  # share of the memory that an allocator can hand out, and bytes that the driver and libraries take
 EIGHT_BIT = (1 + 4 / 256) / 4  # of a float32 state: a byte, and a float32 scale for every 256 (Dettmers et al. 2022)
 PREVIEW_STEPS = 2  # of a preview; what solvers remember of earlier steps is small
+CAPTIONS = 64  # of a batch, among which the longest is looked for
 MASTER = 4  # bytes of a trained weight
 DAY = 86_400  # seconds
 
@@ -80,7 +81,7 @@ class Imagined:
         if isinstance(config.data, WorldsConfig) and isinstance(text, ByteEncoderConfig):
             # One batch in `long_every` has long captions; what is drawn does not depend on the size of the picture.
             worlds = config.data.replace(size=8).build()
-            batches = [worlds.batch(number, config.train.batch).prompts for number in range(config.data.long_every)]
+            batches = [worlds.batch(number, CAPTIONS).prompts for number in range(config.data.long_every)]
             self.said = max((prompt for prompts in batches for prompt in prompts), key=lambda prompt: len(prompt.split()))
 
     def batch(self, number: int, size: int) -> Batch:
@@ -112,6 +113,7 @@ class Rehearsed:
         with torch.device("meta"), Unset():
             self.method: Method = config.method.build(config.pipeline.build())
             for role in self.method.roles.values():
+                role.module.to("meta")  # what was read from a file, too
                 if setup.lora and role.trained:
                     role.module.requires_grad_(False)
                     for net in _denoisers(role.module):
@@ -309,7 +311,8 @@ def rehearsed(config: RunConfig, setup: Setup) -> tuple[Rehearsed, Rehearsed]:
     """A run after a step, and one after an evaluation. UserError where the method cannot learn from the data."""
     one, described = replace(setup, gpus=1, eight_bit=False), json.dumps(config.to_data())
     trained = _rehearsed(described, one, min(2, micro_batches(config, setup)))
-    return trained, _rehearsed(described, replace(one, precision="float32", checkpointing=False, lora=0), 0)
+    same = config.replace(train=config.train.replace(batch=1, accumulate=1))  # for an evaluation
+    return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, lora=0), 0)
 
 
 def micro_batches(config: RunConfig, setup: Setup) -> int:

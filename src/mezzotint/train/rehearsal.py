@@ -74,10 +74,11 @@ class Rehearsal(TorchDispatchMode):
             self._half = False
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, **keywords: Any) -> Tensor:
+        if self._half:
+            q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
         if q.device != META:
             return self._kernel(q, k, v, **keywords)
-        parts = (x.to(META, torch.bfloat16 if self._half else x.dtype) for x in (q, k, v))
-        answer: Tensor = _Attention.apply(self, *parts)
+        answer: Tensor = _Attention.apply(self, q, k.to(META), v.to(META))
         return answer
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
