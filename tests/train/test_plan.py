@@ -94,7 +94,7 @@ def peaks() -> dict[str, dict[str, dict[str, float]]]:
     """Of two recipes at their smallest size, planned and measured."""
     configs = {name: RECIPES[name]("xs") for name in ("tiny.worlds", "tiny.dpo")}
     for config in configs.values():
-        config.train.held_out = 64
+        config.train = config.train.replace(held_out=32, preview_prompts=config.train.preview_prompts[:2])
     return {name: {who: BENCH[who](config) for who in ("planned", "measured")} for name, config in configs.items()}
 
 
@@ -192,7 +192,7 @@ def test_the_cheapest_change_comes_first(run_config: Callable[..., RunConfig]) -
 
 def test_changes_are_made_on_top_of_each_other(run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mezzotint.train.advice.MOST_GPUS", 2)
-    config = run_config(batch=2)
+    config = run_config(batch=2, held_out=2)
     config.pipeline = replace(config.pipeline, sampling=config.pipeline.sampling.replace(batch=1))
     hopeless = advice(config, EXACT, device(1e-6))
     assert [change.words.split()[0] for change in hopeless] == [

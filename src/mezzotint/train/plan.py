@@ -19,7 +19,7 @@ and weights, gradients, states, averages and evaluation in float32.
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -152,20 +152,34 @@ class Rehearsed:
         self.lasting["states"] = self._numbers(x for state in states for x in state.values())
         self.start = len(self.rehearsal.steps)
         loader = Loader(self.source, self.config.train.batch)
-        with self._precision():
-            batches = [batch for _ in range(rounds) for batch in self.method.experience(loader, 0)]
+        batches: list[Batch] = []
+        self.turns.append(self._watched((), lambda: self._experience(loader, rounds, batches)))
         for turn in self.method.turns(0):
             for name, parameters in self.parameters.items():
                 for p in parameters:
                     p.requires_grad_(name in turn)
-            self.turns.append(self._turn(turn, batches))
+            self.turns.append(self._watched(turn, partial(self._losses, turn, batches)))
             for name in turn:
                 self.lasting["gradients"] |= self._numbers(p.grad for p in self.parameters[name] if p.grad is not None)
                 self._update(name)
         self.method.after_step(0)
         self.end = len(self.rehearsal.steps)
 
-    def _turn(self, turn: Turn, batches: list[Batch]) -> Turned:
+    def _experience(self, loader: Loader, rounds: int, batches: list[Batch]) -> None:
+        with self._precision():
+            batches += [batch for _ in range(rounds) for batch in self.method.experience(loader, 0)]
+
+    def _losses(self, turn: Turn, batches: list[Batch]) -> None:
+        for batch in batches:
+            before = self.rehearsal.now
+            with self._precision():
+                loss = self.method.loss(batch, turn, 0)[0] / len(batches)
+            self.activations = max(self.activations, self.rehearsal.now - before)
+            loss.backward()
+            del loss
+
+    def _watched(self, turn: Turn, act: Callable[[], None]) -> Turned:
+        """What is done in `act` while the roles of a turn are trained."""
         start = len(self.rehearsal.work)
         calls = {name: [0, 0] for name in self.method.roles}  # of a role's networks: all, and those with a gradient
 
@@ -175,18 +189,12 @@ class Rehearsed:
 
         named = [(name, net) for name, role in self.method.roles.items() for net in _denoisers(role.module)]
         handles = [net.register_forward_pre_hook(partial(called, name)) for name, net in named]
-        for batch in batches:
-            before = self.rehearsal.now
-            with self._precision():
-                loss = self.method.loss(batch, turn, 0)[0] / len(batches)
-            self.activations = max(self.activations, self.rehearsal.now - before)
-            loss.backward()
-            del loss
+        act()
         for handle in handles:
             handle.remove()
-        sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in named}
+        sizes = {name: _count(net) for name, net in named}
         learnt = {name: sum(p.numel() for p in parameters) for name, parameters in self.parameters.items()}
-        gathered = sum(sizes[name] * (calls[name][0] + calls[name][1]) for name in sizes)
+        gathered = sum(sizes[name] * sum(calls[name]) for name in sizes)
         return Turned(self.rehearsal.work[start:], gathered, sum(learnt[name] * calls[name][1] for name in sizes if name in learnt))
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
