@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mezzotint.pipeline import Sampling
     from mezzotint.train.runs import Found
+    from mezzotint.train.trainer import RunConfig
 
 
 SizeName = Literal["xs", "s", "m", "l"]
@@ -32,6 +33,7 @@ The whole life of an image model in one code base.
   runs       list, compare and prune runs
   average    make another moving average of a run's weights
   models     list the architectures and their published sizes
+  plan       what a run will need: memory, time, money, and what makes it fit
   import     make a pipeline of a published model on this machine
   export     write a pipeline in the format of other tools
 
@@ -157,6 +159,37 @@ class ModelsOptions:
 
 
 @dataclass
+class PlanOptions:
+    """What a run will need before anything is paid for. Any field of the recipe can be set by its dotted name, as for train.
+
+    docs/planning.md says what is counted and how well it agrees with measurements.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name of a recipe (tiny.worlds), or of a published size as `mezzotint models` lists them (flux-dev)."""
+    gpu: str = "h100"
+    """What it runs on: a100-40, a100, h100, h200, b200, l40s, rtx4090."""
+    gpus: int = 1
+    """How many; weights, averages, gradients and states are sharded over them."""
+    size: SizeName = "s"
+    """The one dial of a recipe."""
+    method: str = ""
+    """Another method than the recipe's, with its own settings: denoise, dpo, consistency, dmd."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """What blocks compute in."""
+    checkpointing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Compute activations of every block again for its gradient, instead of keeping them."""
+    lora: int = 0
+    """Train an adapter of this rank instead of all weights."""
+    eight_bit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep optimizer states in 8 bits."""
+    price: float | None = None
+    """Dollars an hour for one GPU, instead of the table's."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass
 class ImportOptions:
     """Make a pipeline of a published model that is on this machine: a diffusers folder, or a single .safetensors file with --base."""
 
@@ -195,23 +228,17 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
     from mezzotint.train.parallel import leave
-    from mezzotint.train.trainer import RunConfig, Trainer
+    from mezzotint.train.trainer import Trainer
 
     if options.recipe not in RECIPES:
         raise unknown("recipe", options.recipe, RECIPES)
     config = RECIPES[options.recipe](options.size)
     if options.data is not None:
         rest = ["--data.path", str(options.data), *rest]
-    known = dict(_dotted(config))
     if options.fields:
-        print("\n".join(f"{name} = {value!r}" for name, value in known.items()))
+        print("\n".join(f"{name} = {value!r}" for name, value in _dotted(config)))
         return
-    for word in rest:
-        name = word.removeprefix("--").split("=")[0].replace("-", "_")
-        if word.startswith("--") and name not in known:
-            raise unknown(f"field of {options.recipe}", name, known)
-    conf = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    config = tyro.cli(RunConfig, default=config, args=rest, config=conf, prog=f"mezzotint train {options.recipe}")
+    config = _with_fields(config, rest, f"train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
     source = config.data.build()
     if isinstance(source, Folder) and _first_of_ranks():
@@ -229,6 +256,17 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     print(f"pipeline: {folder / 'export'}")
     if isinstance(source, Folder):
         _print_result(images.evaluate(pipeline, source))
+
+
+def _with_fields(config: "RunConfig", words: list[str], what: str) -> "RunConfig":
+    """A run's configuration with fields set by words such as ``--train.steps 100``. UserError for one that it does not have."""
+    known = dict(_dotted(config))
+    for word in words:
+        name = word.removeprefix("--").split("=")[0].replace("-", "_")
+        if word.startswith("--") and name not in known:
+            raise unknown(f"field of {what.split()[-1]}", name, known)
+    conf = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return tyro.cli(type(config), default=config, args=words, config=conf, prog=f"mezzotint {what}")
 
 
 def sample(options: SampleOptions) -> None:
@@ -403,6 +441,45 @@ def models(options: ModelsOptions) -> None:
     Console().print(table)
 
 
+def plan(options: PlanOptions, rest: list[str]) -> None:
+    from mezzotint.config import Config
+    from mezzotint.methods.method import MethodConfig
+    from mezzotint.models import PRESETS
+    from mezzotint.recipes import RECIPES
+    from mezzotint.recipes.published import published
+    from mezzotint.train.advice import advice
+    from mezzotint.train.devices import DEVICES
+    from mezzotint.train.plan import Setup
+    from mezzotint.train.plan import plan as planned
+
+    if options.recipe not in (*RECIPES, *PRESETS):
+        raise unknown("recipe", options.recipe, [*RECIPES, *PRESETS])
+    if options.gpu not in DEVICES:
+        raise unknown("gpu", options.gpu, DEVICES)
+    if options.gpus < 1:
+        raise UserError(f"--gpus must be at least 1, got {options.gpus}")
+    config = RECIPES[options.recipe](options.size) if options.recipe in RECIPES else published(options.recipe)
+    if options.method:
+        methods = {kind: made for kind, made in Config.kinds.items() if issubclass(made, MethodConfig)}
+        if options.method not in methods:
+            raise unknown("method", options.method, methods)
+        config.method = methods[options.method]()
+    config = _with_fields(config, rest, f"plan {options.recipe}")
+    device = DEVICES[options.gpu]
+    if options.price is not None:
+        device = replace(device, price=options.price)
+    setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.eight_bit)
+    result, changes = planned(config, setup, device), advice(config, setup, device)
+    if options.json:
+        print(json.dumps({**vars(result), "changes": [{"change": c.words, **vars(c.plan)} for c in changes]}))
+        return
+    _print_result(vars(result))
+    for change in changes:
+        needs, time = change.plan, f"{change.plan.step_s / result.step_s:.2f} times the step"
+        peak = max(needs.peak_train_gb, needs.peak_eval_gb, needs.peak_save_gb)
+        print(f"{change.words}: {peak:.3g} GB at the most, {time}, {'fits' if needs.fits else 'does not fit'}")
+
+
 def import_(options: ImportOptions) -> None:
     from mezzotint.exchange import INDEX, read_diffusers, read_single_file
     from mezzotint.pipeline import load
@@ -506,6 +583,7 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "runs": (RunsOptions, runs),
     "average": (AverageOptions, average),
     "models": (ModelsOptions, models),
+    "plan": (PlanOptions, plan),
     "import": (ImportOptions, import_),
     "export": (ExportOptions, export),
 }
@@ -537,7 +615,7 @@ def _verb(words: list[str]) -> int:
         raise unknown("verb", words[0], VERBS)
     options, function = VERBS[words[0]]
     prog = f"mezzotint {words[0]}"
-    if words[0] == "train":
+    if words[0] in ("train", "plan"):  # which take fields of a recipe beside their own options
         parsed, rest = tyro.cli(options, args=words[1:], prog=prog, return_unknown_args=True)
         return _run(lambda: function(parsed, rest))
     parsed = tyro.cli(options, args=words[1:], prog=prog)

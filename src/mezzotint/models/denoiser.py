@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -87,3 +88,12 @@ def told(denoiser: nn.Module, cond: Cond) -> Tensor | float:
             raise ValueError(f"{name} must be given to a network that is told it, one number for every sample")
         total = total + embedding(value)  # type: ignore[operator]
     return total
+
+
+def blocks(net: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network in their order: what it declares as its `blocks`; else what is in its outermost module lists."""
+    if hasattr(net, "blocks"):
+        return list(cast(Iterable[nn.Module], net.blocks))
+    if isinstance(net, nn.ModuleList):
+        return list(net)
+    return [block for child in net.children() for block in blocks(child)]

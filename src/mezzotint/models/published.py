@@ -66,7 +66,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-class _Unset(TorchFunctionMode):
+class Unset(TorchFunctionMode):
     """Leaves weights as they are where a network would give them their start, which takes most of the time of building one."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -78,7 +78,7 @@ class _Unset(TorchFunctionMode):
 
 def parameters(config: Any) -> int:
     """Parameters of the network that a configuration describes, of which nothing is allocated."""
-    with torch.device("meta"), _Unset():
+    with torch.device("meta"), Unset():
         net = config.build()
     return sum(prod(p.shape) for p in net.parameters())
 

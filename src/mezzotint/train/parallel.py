@@ -8,12 +8,12 @@ nothing is exchanged.
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from mezzotint import config
 from mezzotint.errors import UserError
 from mezzotint.methods.method import Role
+from mezzotint.models.denoiser import blocks
 from mezzotint.pipeline import Pipeline
 
 
@@ -198,17 +199,6 @@ def _mesh(kind: str, world: int, shard: int) -> DeviceMesh:
 def _parts(module: nn.Module) -> list[nn.Module]:
     """What methods call: the modules of a pipeline, which is not called itself in training, apart from its codec; or the module."""
     return [part for part in module.children() if part is not module.codec] if isinstance(module, Pipeline) else [module]
-
-
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What a network declares as its `blocks`; of one from elsewhere, the members of its outermost module lists."""
-    if hasattr(module, "blocks"):
-        yield from cast(Iterable[nn.Module], module.blocks)
-    elif isinstance(module, nn.ModuleList):
-        yield from module
-    else:
-        for child in module.children():
-            yield from blocks(child)
 
 
 KEPT = tuple(
