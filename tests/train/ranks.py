@@ -16,6 +16,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.recipes import RECIPES  # noqa: F401  # every kind of configuration is known
+from mezzotint.train import checkpoint
 from mezzotint.train.guard import NonFiniteError
 from mezzotint.train.parallel import leave
 from mezzotint.train.stop import Stopped
@@ -109,3 +110,28 @@ def _rank(rank: int, world: int, port: int, stored: str) -> None:
     for folder, config, source in json.loads(stored):
         Job(Path(folder), RunConfig.from_data(config), source).run()
     leave()
+
+
+def killed_run(described: str, folder: Path, where: Literal["in-step", "in-checkpoint"], when: int) -> None:
+    """Train until this process kills itself: before step `when`, or in the middle of the `when`-th file of a checkpoint."""
+    torch.set_num_threads(1)
+    step, write, calls = Trainer._train_step, checkpoint.save_file, []
+
+    def dying_step(trainer: Trainer) -> object:
+        calls.append("step")
+        if len(calls) == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer)
+
+    def dying_write(tensors: dict[str, torch.Tensor], path: Path, *rest: object) -> None:
+        calls.append("write")
+        if len(calls) == when:
+            Path(path).write_bytes(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(tensors, path, *rest)  # type: ignore[arg-type]
+
+    if where == "in-step":
+        Trainer._train_step = dying_step  # type: ignore[assignment, method-assign]
+    else:
+        checkpoint.save_file = dying_write  # type: ignore[assignment]
+    Trainer(RunConfig.from_data(json.loads(described)), folder).run()

@@ -114,7 +114,7 @@ def test_averages_of_a_stopped_run_are_those_of_a_whole_one(run_config: Callable
     first._open()
     first.chores.open()
     for _ in range(4):
-        logged = first._train_step()
+        logged, _ = first._train_step()
         first.step, first.seconds = first.step + 1, first.seconds + 0.01
         first._after_step(logged, stopping=False)
     last = Trainer(config, tmp_path / "parts")

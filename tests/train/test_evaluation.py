@@ -20,7 +20,7 @@ from mezzotint.pipeline import load
 from mezzotint.train import chores, track
 from mezzotint.train.evaluation import Best, EvaluationConfig
 from mezzotint.train.heldout import heldout_loss
-from mezzotint.train.log import BINS, LossByTime, read
+from mezzotint.train.log import BINS, LossByTime, by_time, read
 from mezzotint.train.speed import Operations, matmul_rate
 from mezzotint.train.stop import Stopped
 from mezzotint.train.trainer import RunConfig, Trainer
@@ -143,17 +143,17 @@ def test_loss_by_time_is_the_mean_of_each_tenth() -> None:
     torch.manual_seed(0)
     t, loss = torch.rand(1000), torch.rand(1000)
     t[0], t[1] = 1.0, 0.0
-    by_time = LossByTime()
+    sums = LossByTime()
     for part in (slice(0, 300), slice(300, 1000)):
-        by_time.add(t[part], loss[part])
+        sums.add(by_time(t[part], loss[part]))
     again = LossByTime()
-    again.restore(json.loads(json.dumps(by_time.state())), torch.device("cpu"))
+    again.restore(json.loads(json.dumps(sums.state())), torch.device("cpu"))
     expected = [float(loss[(t * BINS).long().clamp_max(BINS - 1) == k].mean()) for k in range(BINS)]
-    assert by_time.read() == pytest.approx(expected, rel=1e-3)
+    assert sums.read() == pytest.approx(expected, rel=1e-3)
     assert again.read() == pytest.approx(expected, rel=1e-3)
-    assert by_time.read() == []
-    by_time.add(torch.tensor([0.55]), torch.tensor([2.0]))
-    assert by_time.read() == [None] * 5 + [2.0] + [None] * 4
+    assert sums.read() == []
+    sums.add(by_time(torch.tensor([0.55]), torch.tensor([2.0])))
+    assert sums.read() == [None] * 5 + [2.0] + [None] * 4
 
 
 def test_a_line_of_the_log_tells_where_time_and_gradients_go(run_config: Make, tmp_path: Path) -> None:

@@ -122,4 +122,4 @@ def test_groups_must_divide_the_ranks(shard: int) -> None:
     from mezzotint.train.parallel import _mesh
 
     with pytest.raises(UserError, match=rf"parallel.shard must divide the number of ranks \(4\) or be 0, got {shard}"):
-        _mesh(4, shard)
+        _mesh("cpu", 4, shard)

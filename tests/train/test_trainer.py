@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import START, killed_run
 from safetensors.torch import load_file
 
 from mezzotint.data.batch import Batch
@@ -92,44 +91,15 @@ def test_other_data_are_refused(run_config: Make, tmp_path: Path) -> None:
         Trainer(config, tmp_path, Other(WorldsConfig())).run()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from safetensors import torch as st
-from mezzotint.config import Config
-from mezzotint.train import checkpoint, trainer
-import json, torch
-torch.set_num_threads(1)
-config = trainer.RunConfig.from_data(json.loads(Path(sys.argv[1]).read_text()))
-if sys.argv[3] == "in-checkpoint":
-    real, calls = checkpoint.save_file, []
-    def dies(tensors, path, *rest):
-        calls.append(path)
-        if len(calls) == int(sys.argv[4]):
-            Path(path).write_bytes(b"half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(tensors, path, *rest)
-    checkpoint.save_file = dies
-else:
-    real_step, count = trainer.Trainer._train_step, []
-    def dies_later(self):
-        count.append(1)
-        if len(count) == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real_step(self)
-    trainer.Trainer._train_step = dies_later
-trainer.Trainer(config, Path(sys.argv[2])).run()
-"""
-
-
 @pytest.mark.parametrize(("where", "when"), [("in-step", 4), ("in-checkpoint", 2), ("in-checkpoint", 5), ("in-checkpoint", 6)])
 def test_kill_9_anywhere_and_again_is_the_same_run(where: str, when: int, run_config: Make, tmp_path: Path) -> None:
     # A checkpoint of this method has three files of tensors, so the fifth write is in the middle of the second checkpoint.
     config = run_config()
     Trainer(config, tmp_path / "whole").run()
-    (tmp_path / "config.json").write_text(json.dumps(config.to_data()))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(tmp_path / "parts"), where, str(when)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    killed = START.Process(target=killed_run, args=(json.dumps(config.to_data()), tmp_path / "parts", where, when))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "parts" / "export").exists()
     Trainer(config, tmp_path / "parts").run()
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))

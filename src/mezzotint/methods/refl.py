@@ -11,6 +11,7 @@ Where we differ: both terms are one loss, where the paper alternates. Each promp
 pictures reports diversity.
 """
 
+import random
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,7 +69,7 @@ class ReFL(Method):
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config = self.config
         prompts = batch.prompts[: -(-len(batch) // 2)] * 2
-        stop = config.steps - 1 - int(torch.randint(config.last, ()))
+        stop = config.steps - 1 - random.randrange(config.last)  # the same for all micro-batches: it decides what is called
         images, t = self._draw(batch, prompts, stop)
         reward, kind = self.goal.score(images, prompts), config.goal.reward.kind
         good = reward.isfinite()
