@@ -88,6 +88,8 @@ class SampleOptions:
     """Side of the picture in pixels, or WIDTHxHEIGHT, as in 64x48."""
     solver: str | None = None
     """How to get there: unipc, dpmpp_2m, heun, consistency, ...; docs/sampling.md says when to take which."""
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = "float32"
+    """Precision of the networks' weights; stored: that of the files, which for most published models is half the memory."""
 
 
 @dataclass
@@ -186,10 +188,12 @@ def train(options: TrainOptions, rest: list[str]) -> None:
 
 
 def sample(options: SampleOptions) -> None:
+    import torch
+
     from mezzotint.pictures import save
     from mezzotint.pipeline import load
 
-    pipeline = load(options.model)
+    pipeline = load(options.model, None if options.dtype == "stored" else getattr(torch, options.dtype))
     size = _size(options.size) if options.size else None
     named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
     changes = {name: value for name, value in named.items() if value is not None}
