@@ -327,13 +327,13 @@ def saved(name: str, folder: Path) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, name: str, prompt: str, noise: Tensor, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+def draw(pipeline: Any, name: str, prompt: str, noise: Tensor, size: tuple[int, int], steps: int, guidance: float, **more: Any) -> Tensor:
     """Their picture (B, 3, H, W) in [-1, 1] from unit noise (B, C, h, w)."""
     if name == "dit":
         return draw_class(pipeline, prompt, noise, steps, guidance)
     if name == "hidream":
         pipeline.default_sample_size = math.isqrt(size[0] * size[1]) // pipeline.vae_scale_factor  # pictures are made that large
-    words = dict(WORDS.get(name, {}))
+    words = WORDS.get(name, {}) | more
     if name in FLOWS:
         words["sigmas"] = [1 - k / steps for k in range(steps)]
     latents = noise

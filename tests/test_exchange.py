@@ -36,13 +36,13 @@ def noise(pipeline: Pipeline, name: str, seed: int = 5) -> Tensor:
 
 
 def picture(pipeline: Pipeline, prompt: str = PROMPT, name: str = "sd1.5", **changes: Any) -> Tensor:
-    settings = {"seed": 5, "size": peers.SIZES[name], "steps": STEPS, "guidance": GUIDANCE, "solver": "euler"}
+    settings = {"seed": 5, "size": peers.SIZES[name], "steps": STEPS, "guidance": GUIDANCE, "rule": "cfg", "solver": "euler"}
     return pipeline(prompt, **{**settings, **changes})
 
 
 @torch.no_grad()
-def theirs(pipeline: Any, name: str, start: Tensor) -> Tensor:
-    return peers.draw(pipeline, name, PROMPT, start, peers.SIZES[name], STEPS, GUIDANCE)
+def theirs(pipeline: Any, name: str, start: Tensor, **words: Any) -> Tensor:
+    return peers.draw(pipeline, name, PROMPT, start, peers.SIZES[name], STEPS, GUIDANCE, **words)
 
 
 def test_one_noise_gives_one_picture_whoever_wrote_the_files(name: str, tmp_path: Path) -> None:
@@ -68,6 +68,17 @@ def test_one_noise_gives_one_picture_whoever_wrote_the_files(name: str, tmp_path
             before, after = (load_file(tmp_path / side / part / "diffusion_pytorch_model.safetensors") for side in ("theirs", "back"))
             assert before.keys() == after.keys()
             assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_guidance_that_stops_after_some_steps_is_an_interval(tmp_path: Path) -> None:
+    written = peers.saved("lumina2", tmp_path)
+    ours = read_diffusers(tmp_path)
+    assert ours.config.sampling.rule == "renormed"
+    times = ours.times(ours.config.sampling.replace(steps=STEPS))
+    whole = theirs(written, "lumina2", noise(ours, "lumina2"))
+    half = theirs(written, "lumina2", noise(ours, "lumina2"), cfg_trunc_ratio=0.5)  # of the steps
+    assert float((half - whole).abs().max()) > 10 * SAME
+    assert float((picture(ours, interval=(times[1].item(), 1.0)) - half).abs().max()) <= SAME
 
 
 def test_files_of_an_encoder_that_was_left_out(tmp_path: Path) -> None:
@@ -326,5 +337,7 @@ def test_the_command_line_imports_samples_and_exports(tmp_path: Path, capsys: py
         assert not (tmp_path / "no").exists()
 
 
-def test_every_family_has_a_peer() -> None:
+def test_every_family_has_a_peer_and_is_in_the_readme() -> None:
     assert {family.text for family in FAMILIES.values()} == peers.MADE.keys()
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in FAMILIES)

@@ -1,12 +1,14 @@
 """The only sampling path: what a picture depends on, saving and loading."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
 from mezzotint.errors import UserError
+from mezzotint.flow.guidance import RULES
 from mezzotint.models import DiTConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig, load
 
@@ -43,6 +45,18 @@ def test_prompt_guidance_and_negative_prompt_matter(pipeline: Pipeline) -> None:
     assert not torch.allclose(plain, pipeline("a red star", guidance=3.0, negative="a blue circle"), atol=1e-3)
     unguided = pipeline("a red star", guidance=1.0)
     assert torch.equal(unguided, pipeline("a red star", guidance=1.0, negative="a blue circle"))
+
+
+def test_a_rule_of_guidance_is_asked_for_by_name(pipeline: Pipeline) -> None:
+    cond, x, t = pipeline.encode(["a red star"]), torch.randn(1, 3, 32, 32), torch.tensor([0.5])
+    plain, conditional = pipeline.guided(cond, 4.0)(x, t), pipeline.guided(cond, 1.0)(x, t)
+    assert plain.norm() > conditional.norm()
+    renormed = pipeline.guided(cond, 4.0, rule="renormed")(x, t)
+    assert torch.allclose(renormed, plain * conditional.norm() / plain.norm(), atol=1e-5)
+    drawn = [pipeline("a red star", guidance=4.0, rule=rule) for rule in RULES]
+    assert not any(torch.equal(one, other) for one, other in combinations(drawn, 2))
+    with pytest.raises(UserError, match="unknown rule of guidance 'renorm'; did you mean 'renormed'"):
+        pipeline("a red star", rule="renorm")
 
 
 def test_guidance_in_one_call_equals_two(pipeline: Pipeline) -> None:

@@ -87,7 +87,7 @@ FAMILIES: dict[str, Family] = {
     "PixArtAlphaPipeline": Family("pixart-alpha", "PixArtTransformer2DModel", Sampling(1024, 20, 4.5, solver="dpmpp_2m")),
     "PixArtSigmaPipeline": Family("pixart", "PixArtTransformer2DModel", Sampling(1024, 20, 4.5, solver="dpmpp_2m")),
     "SanaPipeline": Family("sana", "SanaTransformer2DModel", Sampling(1024, 20, 4.5, solver="dpmpp_2m", shift=3.0), codec="AutoencoderDC"),
-    "Lumina2Pipeline": Family("lumina2", "Lumina2Transformer2DModel", Sampling(1024, 30, 4.0, shift=6.0)),
+    "Lumina2Pipeline": Family("lumina2", "Lumina2Transformer2DModel", Sampling(1024, 30, 4.0, rule="renormed", shift=6.0)),
     "HiDreamImagePipeline": Family(
         "hidream",
         "HiDreamImageTransformer2DModel",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mezzotint import config
 from mezzotint.codecs import CodecConfig, IdentityConfig
 from mezzotint.errors import UserError, unknown
-from mezzotint.flow.guidance import ALWAYS, cfg
+from mezzotint.flow.guidance import ALWAYS, RULES, guided
 from mezzotint.flow.path import (
     Network,
     Prediction,
@@ -52,14 +52,16 @@ class Sampling(config.Config, kind="sampling"):
     """How a pipeline samples unless told otherwise.
 
     size: side of the square picture in pixels, or (height, width). steps: network calls of a one-call solver. guidance: 1 is off; a
-    network that was distilled with guidance is told the scale. interval: times at which guidance acts. shift: of the time grid
-    towards noise (`flow.time.shift`); "flux" is the one that grows with the picture (`flow.time.flux_ratio`). batch: pictures at once.
+    network that was distilled with guidance is told the scale. interval: times at which guidance acts. rule: what guidance makes of
+    its two branches (`flow.guidance.RULES`). shift: of the time grid towards noise (`flow.time.shift`); "flux" is the one that grows with
+    the picture (`flow.time.flux_ratio`). batch: pictures at once.
     """
 
     size: int | tuple[int, int] = 32
     steps: int = 20
     guidance: float = 2.5
     interval: tuple[float, float] = (0.0, 1.0)
+    rule: str = "cfg"
     solver: str = "euler"
     shift: float | Literal["flux"] = 1.0
     batch: int = 64
@@ -198,13 +200,17 @@ class Pipeline(nn.Module):
         prediction: Tensor = self.denoiser(x.to(dtype), t, cond.in_precision(dtype))
         return prediction.to(x.dtype)
 
-    def guided(self, cond: Cond, scale: float, null: Cond | None = None, interval: tuple[float, float] = ALWAYS) -> Denoise:
+    def guided(
+        self, cond: Cond, scale: float, null: Cond | None = None, interval: tuple[float, float] = ALWAYS, rule: str = "cfg"
+    ) -> Denoise:
         """The denoise function of B conditions under classifier-free guidance, both branches in one network call.
 
         null: what it steps away from, `null(cond)` unless given. A network that was distilled with guidance is told the scale instead.
         """
         if self.config.denoiser.distilled:
             return partial(self.velocity, cond=replace(cond, guidance=torch.full((len(cond),), scale, device=cond.text.device)))
+        if rule not in RULES:
+            raise unknown("rule of guidance", rule, RULES)
         conditional = partial(self.velocity, cond=cond)
         if scale == 1:
             return conditional
@@ -214,7 +220,7 @@ class Pipeline(nn.Module):
             v_c, v_u = self.velocity(torch.cat([x, x]), torch.cat([t, t]), pair).chunk(2)
             return v_c, v_u
 
-        return cfg(conditional, both, scale, interval)
+        return guided(conditional, both, RULES[rule](scale), interval)
 
     def times(self, settings: Sampling) -> Tensor:
         """(steps + 1,) times of a sampler, falling to 0."""
@@ -239,7 +245,7 @@ class Pipeline(nn.Module):
         """Solver steps in latent space from noise to sample, one generator per condition."""
         if settings.solver not in SOLVERS:
             raise unknown("solver", settings.solver, SOLVERS)
-        denoise = self.guided(cond, settings.guidance, null, settings.interval)
+        denoise = self.guided(cond, settings.guidance, null, settings.interval, settings.rule)
         times = self.times(settings)
         noise = randn_like(torch.empty(len(cond), *self.codec.latent_shape(settings.shape), device=cond.text.device), generators)
         return SOLVERS[settings.solver](denoise, self.entered(noise, times), times, generator=generators)

@@ -144,6 +144,16 @@ def cfg_zero_star(scale: float, still: float = 0.04) -> Rule:
     return rule
 
 
+RULES: dict[str, Callable[[float], Rule]] = {
+    "cfg": linear,
+    "rescaled": lambda scale: rescaled(linear(scale)),
+    "renormed": lambda scale: renormed(linear(scale)),
+    "apg": apg,
+    "cfg_zero_star": cfg_zero_star,
+}
+"""Rules that need two branches and a scale, by name, each with the settings of its paper. Make one for each generation."""
+
+
 def skip_layer(rule: Rule, skipped: Denoise, scale: float, interval: tuple[float, float] = ALWAYS) -> Rule:
     """A rule plus scale (v_c - v_skip), with `skipped` the conditional branch without some layers (Stability AI, SD 3.5): one more
     call at times inside `interval`.
