@@ -49,7 +49,7 @@ def letters() -> Any:
     """A language model's tokenizer, whose tokens are letters."""
     marks = [*map(chr, range(32, 127)), "\u2581", "\n"]
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *marks])}
-    tokenizer = transformers.GemmaTokenizerFast(vocab=vocabulary, merges=[], padding_side="right", model_max_length=1000)
+    tokenizer = transformers.GemmaTokenizerFast(vocab=vocabulary, merges=[], padding_side="right")
     begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
     tokenizer.backend_tokenizer.post_processor = begin  # so that the empty prompt has a token, as Gemma's
     return tokenizer

@@ -17,7 +17,8 @@ from mezzotint.errors import UserError
 from mezzotint.exchange import FAMILIES, WEIGHTS, read_diffusers, read_single_file, write_diffusers, write_single_file
 from mezzotint.flow.solvers import randn_like
 from mezzotint.models import ClassDiTConfig, HiDreamConfig
-from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, load
+from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, load
+from mezzotint.text import ClassesConfig
 from mezzotint.weights.configs import of_ours
 
 PROMPT, STEPS, GUIDANCE = "a red star", 4, 3.0
@@ -281,6 +282,10 @@ def test_names_of_classes_are_those_of_the_index(tmp_path: Path) -> None:
     data = json.loads(index.read_text())
     index.write_text(json.dumps({key: value for key, value in data.items() if key != "id2label"}))
     assert torch.equal(picture(read_diffusers(tmp_path), "7", "dit"), picture(ours, PROMPT, "dit"))
+    few = PipelineConfig(ClassesConfig(("", "")), ours.config.denoiser.replace(classes=2), ours.config.codec, path=ours.config.path)
+    with pytest.raises(UserError, match="takes 1000 for the number of no class, and here that is 2"):
+        write_diffusers(few.build(), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
     index.write_text(json.dumps(data | {"id2label": {"1000": "one more"}}))
     with pytest.raises(UserError, match="names a class 1000, and the network knows numbers from 0 to 999"):
         read_diffusers(tmp_path)

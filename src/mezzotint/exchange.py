@@ -28,6 +28,7 @@ from mezzotint.weights.files import SHARD, Part, read_file, read_folder, read_js
 from mezzotint.weights.names import Names, Renamed, stream
 
 INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model"
+NO_CLASS = 1000  # what DiTPipeline's guidance steps away from, whatever the network
 # Parts of a single file: networks that are read, and what other parts of the file begin with.
 NETWORKS = {"denoiser": "model.diffusion_model.", "codec": "first_stage_model."}
 TEXT_PARTS = ("cond_stage_model.", "conditioner.", "text_encoders.")
@@ -201,17 +202,17 @@ def write_diffusers(pipeline: Pipeline, folder: Path, shard: int = SHARD) -> Non
     shard: bytes from which a network is written in several files; beside the pipeline one of them at a time is in memory.
     """
     name, family = _family(pipeline)
+    parts: dict[str, Any] = {family.network: pipeline.denoiser, "vae": pipeline.codec}
+    described = {part: of_ours(net.config).write(net.config) for part, net in parts.items()}  # or refused, before anything is written
     index: Data = {"_class_name": name, **dict(family.settings), **{part: [None, None] for part in family.nothing}}
     index |= _write_text(pipeline.text, family, folder)
-    given = ((family.network, pipeline.denoiser, pipeline.config.denoiser), ("vae", pipeline.codec, pipeline.config.codec))
-    for part, net, config in given:
-        architecture = of_ours(config)
+    for part, net in parts.items():
         size = {"sample_size": pipeline.config.sampling.side // pipeline.codec.factor} if part == "unet" else {}
-        _write_json(folder / part / "config.json", {**architecture.write(config), **size})
-        names, state = architecture.names(config), net.state_dict()
+        _write_json(folder / part / "config.json", described[part] | size)
+        names, state = of_ours(net.config).names(net.config), net.state_dict()
         sizes = {name: x.nbytes for name, x in names.to_theirs({name: x.to("meta") for name, x in state.items()}).items()}
         write_folder(folder / part, WEIGHTS, Renamed(state, names), sizes, shard)
-        index[part] = ["diffusers", architecture.name]
+        index[part] = ["diffusers", described[part]["_class_name"]]
     schedule = _write_schedule(pipeline)
     _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
     index["scheduler"] = ["diffusers", schedule["_class_name"]]
@@ -221,6 +222,8 @@ def write_diffusers(pipeline: Pipeline, folder: Path, shard: int = SHARD) -> Non
 def _write_text(text: TextEncoder, family: Family, folder: Path) -> Data:
     """Write the encoders. Returns what the index says of them, or of classes."""
     if isinstance(text, Classes):
+        if (count := len(text.config.names)) != NO_CLASS:
+            raise UserError(f"diffusers' guidance takes {NO_CLASS} for the number of no class, and here that is {count}")
         return {"id2label": {str(number): names for number, names in enumerate(text.config.names) if names}}
     assert isinstance(text, Published)
     index: Data = {"force_zeros_for_empty_prompt": text.config.zeros} if family.text == "sdxl" else {}
