@@ -66,6 +66,8 @@ def test_one_noise_gives_one_picture_whoever_wrote_the_files(name: str, tmp_path
     assert float((theirs(read, name, start) - expected).abs().max()) <= SAME
     for part in ("transformer", "unet", "vae"):
         if (tmp_path / "theirs" / part).is_dir():
+            drawn_at = [json.loads((tmp_path / x / part / "config.json").read_text()).get("sample_size") for x in ("theirs", "back")]
+            assert part == "vae" or drawn_at[0] == drawn_at[1]
             before, after = (load_file(tmp_path / side / part / "diffusion_pytorch_model.safetensors") for side in ("theirs", "back"))
             assert before.keys() == after.keys()
             assert all(torch.equal(before[key], after[key]) for key in before)
@@ -267,7 +269,7 @@ def test_networks_that_diffusers_has_no_words_for_are_refused() -> None:
         (HiDreamConfig(width=32, heads=2, axes=(8, 4, 4), hidden=300), "hidden 300, and a HiDreamImageTransformer2DModel"),
     ):
         with pytest.raises(UserError, match=message):
-            of_ours(config).write(config)
+            of_ours(config).write(config, 32)
 
 
 def test_names_of_classes_are_those_of_the_index(tmp_path: Path) -> None:

@@ -203,12 +203,12 @@ def write_diffusers(pipeline: Pipeline, folder: Path, shard: int = SHARD) -> Non
     """
     name, family = _family(pipeline)
     parts: dict[str, Any] = {family.network: pipeline.denoiser, "vae": pipeline.codec}
-    described = {part: of_ours(net.config).write(net.config) for part, net in parts.items()}  # or refused, before anything is written
+    side = min(pipeline.config.sampling.shape) // pipeline.codec.factor
+    described = {part: of_ours(net.config).write(net.config, side) for part, net in parts.items()}  # or refused, and nothing is written
     index: Data = {"_class_name": name, **dict(family.settings), **{part: [None, None] for part in family.nothing}}
     index |= _write_text(pipeline.text, family, folder)
     for part, net in parts.items():
-        size = {"sample_size": pipeline.config.sampling.side // pipeline.codec.factor} if part == "unet" else {}
-        _write_json(folder / part / "config.json", described[part] | size)
+        _write_json(folder / part / "config.json", described[part])
         names, state = of_ours(net.config).names(net.config), net.state_dict()
         sizes = {name: x.nbytes for name, x in names.to_theirs({name: x.to("meta") for name, x in state.items()}).items()}
         write_folder(folder / part, WEIGHTS, Renamed(state, names), sizes, shard)

@@ -92,7 +92,10 @@ def rescaled(rule: Rule, share: float = 0.7) -> Rule:
 
 
 def renormed(rule: Rule, limit: float = 1.0) -> Rule:
-    """The rule's velocity with a norm of at most `limit` times the conditional's, each sample for itself (Qin et al. 2025)."""
+    """The rule's velocity with a norm of at most `limit` times the conditional's, each sample for itself (Qin et al. 2025).
+
+    Diffusers' pipeline of Lumina 2 gives every row of the latents the norm of the conditional's row instead, larger or smaller.
+    """
     above(0, limit=limit)
 
     def renorm(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:

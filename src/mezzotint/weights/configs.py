@@ -6,7 +6,7 @@ asks for something that we do not have, and is refused. So what is written is al
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from math import ceil
+from math import ceil, isclose
 from typing import Any
 
 from mezzotint.codecs import CodecConfig, DeepConfig, KLConfig
@@ -184,16 +184,10 @@ def _write_pixart(config: PixArtConfig) -> Data:
     }
 
 
-def _place_pixart(config: PixArtConfig) -> Data:
-    """What does not come back as it was: the span of positions is a size and a scale there, and the size of pictures may be implied.
-
-    Their pipelines tell a network the picture's size at a sample_size of 128 and at no other.
-    """
-    scale: float = max(round(config.span * config.patch / 64), 1)
-    side = round(config.span * scale) * config.patch
-    if config.size:
-        side, scale = 128, 128 // config.patch / config.span
-    return {"sample_size": side, "interpolation_scale": scale, "use_additional_conditions": config.size}
+def _place_pixart(config: PixArtConfig, side: int) -> Data:
+    """Positions span the same at any size, which theirs says with a scale. It tells a network the picture's size at 128 and at no other."""
+    side = 128 if config.size else side
+    return {"sample_size": side, "interpolation_scale": side // config.patch / config.span, "use_additional_conditions": config.size}
 
 
 def _read_class_dit(data: Data) -> ClassDiTConfig:
@@ -226,7 +220,7 @@ def _write_class_dit(config: ClassDiTConfig) -> Data:
     }
 
 
-def _dit_epsilon(config: ClassDiTConfig) -> Data:
+def _dit_epsilon(config: ClassDiTConfig, side: int) -> Data:
     """The paper's epsilon of norms. Theirs is ten times that where a description is silent, as the published ones are."""
     return {"norm_eps": 1e-6}
 
@@ -425,8 +419,8 @@ def _write_deep(config: DeepConfig) -> Data:
 class Architecture:
     """One class of diffusers: how its descriptions are read and written, and where its weights are.
 
-    also: what is written beside, but not compared. older: names that files had before. original: the names of the publisher's own
-    single files.
+    also: what is written beside, but not compared, with the side of the latents that a pipeline draws. older: names that files had
+    before. original: the names of the publisher's own single files.
     """
 
     name: str
@@ -436,7 +430,7 @@ class Architecture:
     names: Callable[[Any], Names]
     older: Callable[[Any], Names] | None = None
     original: Callable[[Any], Names] | None = None
-    also: Callable[[Any], Data] = lambda config: {}
+    also: Callable[[Any, int], Data] = lambda config, side: {}
 
     def read(self, data: Data) -> Any:
         """A configuration of ours. UserError that names what it says and we do not have."""
@@ -455,33 +449,37 @@ class Architecture:
         names, names_before = self.names(config), self.older(config) if self.older else None
         return names_before if names_before and names_before.knows(files) else names
 
-    def write(self, config: Any) -> Data:
-        """A description of theirs. UserError where theirs has no words for what ours is."""
-        data = {"_class_name": self.name, **self.write_data(config), **self.also(config)}
+    def write(self, config: Any, side: int) -> Data:
+        """A description of theirs, where pictures are `side` latents wide. UserError where theirs has no words for what ours is."""
+        data = {"_class_name": self.name, **self.write_data(config), **self.also(config, side)}
         read = self.read_data(data)
         for name in (f.name for f in fields(config) if f.name != "prediction"):  # that is said by the scheduler
             ours, theirs = getattr(config, name), getattr(read, name)
-            if ours != theirs:
+            if not _same(ours, theirs):
                 raise UserError(
                     f"this network has {name} {ours!r}, and a {self.name} of diffusers only {theirs!r} with the rest of its sizes"
                 )
         return data
 
 
-def _lumina2_hidden(config: Lumina2Config) -> Data:
+def _drawn(config: DenoiserConfig, side: int) -> Data:
+    return {"sample_size": side}
+
+
+def _lumina2_hidden(config: Lumina2Config, side: int) -> Data:
     """Their hidden width is four times the width, rounded up to a multiple: of itself, ours is what it is."""
-    return {"multiple_of": config.hidden, "ffn_dim_multiplier": None}
+    return {"sample_size": side, "multiple_of": config.hidden, "ffn_dim_multiplier": None}
 
 
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture("UNet2DConditionModel", UNetConfig, _read_unet, _write_unet, unet.diffusers, original=unet.original),
+        Architecture("UNet2DConditionModel", UNetConfig, _read_unet, _write_unet, unet.diffusers, None, unet.original, _drawn),
         Architecture("SD3Transformer2DModel", MMDiTConfig, _read_mmdit, _write_mmdit, mmdit.diffusers, original=mmdit.original),
         Architecture("FluxTransformer2DModel", FluxConfig, _read_flux, _write_flux, flux.diffusers, original=flux.original),
         Architecture("PixArtTransformer2DModel", PixArtConfig, _read_pixart, _write_pixart, pixart.diffusers, also=_place_pixart),
         Architecture("DiTTransformer2DModel", ClassDiTConfig, _read_class_dit, _write_class_dit, class_dit.diffusers, also=_dit_epsilon),
-        Architecture("SanaTransformer2DModel", SanaConfig, _read_sana, _write_sana, sana.diffusers),
+        Architecture("SanaTransformer2DModel", SanaConfig, _read_sana, _write_sana, sana.diffusers, also=_drawn),
         Architecture("Lumina2Transformer2DModel", Lumina2Config, _read_lumina2, _write_lumina2, lumina2.diffusers, also=_lumina2_hidden),
         Architecture("HiDreamImageTransformer2DModel", HiDreamConfig, _read_hidream, _write_hidream, hidream.diffusers),
         Architecture("AutoencoderKL", KLConfig, _read_kl, _write_kl, kl.diffusers, kl.diffusers_old, kl.original),
@@ -523,4 +521,4 @@ def _same(given: Any, value: Any) -> bool:
         count = len(given) if isinstance(given, list | tuple) else len(value)
         mine = _each(value, count)
         return len(mine) == count and all(_same(a, b) for a, b in zip(_each(given, count), mine, strict=True))
-    return bool(given == value)
+    return isclose(given, value) if isinstance(given, float) and isinstance(value, float) else bool(given == value)
