@@ -61,8 +61,8 @@ class EncoderConfig(config.Config, kind="encoder"):
     the encoder before, beside them channel by channel, or are not taken. layer: of which hidden state; -1 is the last, normalised.
     pooled: the vector of the whole prompt, with CLIP's projection or without. states: whether the hidden states of all layers are
     taken; keys: whether their keys and values are (`text.layers`). tokens: whether their numbers are taken, which need no weights.
-    masked: who does not see padding. lower: whether prompts are written small. instruction: what is
-    said before every prompt but the empty one; apart: whether it does not count as part of the length, nor is it taken.
+    masked: who does not see padding. lower: whether prompts are written small. instruction: what is said before every prompt but the
+    empty one; apart: whether it does not count as part of the length, nor is it taken.
     """
 
     family: Literal["clip", "t5", "llm"] = "clip"
