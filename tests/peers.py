@@ -1,12 +1,15 @@
 """Tiny pipelines of diffusers with random weights, one of every family that is read and written."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import torch
 import transformers
+from diffusers.models.embeddings import Timesteps
 from models.parity import scatter
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -42,15 +45,21 @@ def t5(width: int = 40) -> tuple[Any, Any]:
     return scatter(transformers.T5EncoderModel(config)), tokenizer
 
 
-def gemma(width: int = 16) -> tuple[Any, Any]:
-    """A language model, and a tokenizer whose tokens are letters."""
-    letters = [*map(chr, range(32, 127)), "\u2581", "\n"]
-    vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters])}
-    tokenizer = transformers.GemmaTokenizerFast(vocab=vocabulary, merges=[])
+def letters() -> Any:
+    """A language model's tokenizer, whose tokens are letters."""
+    marks = [*map(chr, range(32, 127)), "\u2581", "\n"]
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *marks])}
+    tokenizer = transformers.GemmaTokenizerFast(vocab=vocabulary, merges=[], padding_side="right")
     begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
     tokenizer.backend_tokenizer.post_processor = begin  # so that the empty prompt has a token, as Gemma's
+    return tokenizer
+
+
+def gemma(width: int = 16) -> tuple[Any, Any]:
+    """A language model and its tokenizer."""
+    tokenizer = letters()
     config = transformers.Gemma2Config(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=3,
@@ -60,6 +69,15 @@ def gemma(width: int = 16) -> tuple[Any, Any]:
         max_position_embeddings=2048,
     )
     return scatter(transformers.Gemma2Model(config)), tokenizer
+
+
+def llama(width: int = 12) -> tuple[Any, Any]:
+    """Another, with the head that makes words of it."""
+    tokenizer = letters()
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
+    )
+    return scatter(transformers.LlamaForCausalLM(config)), tokenizer
 
 
 def kl(channels: int, quant: bool, scale: float, shift: float | None = None) -> Any:
@@ -170,7 +188,7 @@ def flux(guidance: bool = True) -> Any:
     return diffusers.FluxPipeline(scheduler, kl(4, False, 0.3611, 0.1159), one, a, two, b, scatter(transformer))
 
 
-def pixart() -> Any:
+def pixart(kind: Any = diffusers.PixArtSigmaPipeline, side: int = 8) -> Any:
     model, tokenizer = t5(24)
     transformer = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2,
@@ -179,11 +197,23 @@ def pixart() -> Any:
         out_channels=8,
         num_layers=2,
         cross_attention_dim=24,
-        sample_size=8,
+        sample_size=side,
         caption_channels=24,
-        use_additional_conditions=False,
     )
-    return diffusers.PixArtSigmaPipeline(tokenizer, model, kl(4, True, 0.13025), scatter(transformer), discrete())
+    return kind(tokenizer=tokenizer, text_encoder=model, vae=kl(4, True, 0.13025), transformer=scatter(transformer), scheduler=discrete())
+
+
+def dit() -> Any:
+    transformer: Any = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2, sample_size=16
+    )
+    first, *others = scatter(transformer).transformer_blocks
+    for block in others:  # as in the published weights
+        block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
+    labels = {str(k): f"thing {k}" for k in range(1000)} | LABELS
+    pipeline = diffusers.DiTPipeline(transformer, kl(4, True, 0.18215), discrete(), labels)
+    pipeline.register_to_config(id2label=labels)
+    return pipeline
 
 
 def sana() -> Any:
@@ -238,22 +268,48 @@ def lumina2() -> Any:
     return diffusers.Lumina2Pipeline(scatter(transformer), scheduler, kl(4, False, 0.3611, 0.1159), model, tokenizer)
 
 
+def hidream() -> Any:
+    encoders = [clip(True, positions=128), clip(True, 20, positions=128), t5(24), llama()]
+    transformer = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[24, 12],
+        text_emb_dim=44,
+        axes_dims_rope=(8, 4, 4),
+        llama_layers=[1, 2],
+    )
+    scheduler, vae = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), kl(4, False, 0.3611, 0.1159)
+    return diffusers.HiDreamImagePipeline(scheduler, vae, *(part for pair in encoders for part in pair), scatter(transformer))
+
+
 MADE: dict[str, Callable[[], Any]] = {
     "sd3": sd3,
     "flux": flux,
     "sd1.5": sd15,
     "sdxl": sdxl,
+    "dit": dit,
+    "pixart-alpha": lambda: pixart(diffusers.PixArtAlphaPipeline, 128),
     "pixart": pixart,
     "sana": sana,
     "lumina2": lumina2,
+    "hidream": hidream,
 }
+# What diffusers' classes take: DiT draws squares, and so does HiDream without padding that is attended.
+SIZES = dict.fromkeys(MADE, (32, 64)) | dict.fromkeys(("dit", "hidream"), (32, 32))
+# Names of classes, beside "thing 0" and so on.
+LABELS = {"7": "a red star, star of red", "300": "two blue circles", "400": "crane", "517": "crane"}
 # What makes diffusers ask for what we do by default: plain guidance, exact sizes, times shifted once.
 WORDS: dict[str, dict[str, Any]] = {
     "sana": {"use_resolution_binning": False},
+    "pixart-alpha": {"use_resolution_binning": False},
     "pixart": {"use_resolution_binning": False},
     "lumina2": {"cfg_normalization": False},
 }
-FLOWS = ("sd3", "flux", "sana", "lumina2")
+FLOWS = ("sd3", "flux", "sana", "lumina2", "hidream")
 
 
 def make(name: str) -> Any:
@@ -271,9 +327,13 @@ def saved(name: str, folder: Path) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, name: str, prompt: str, noise: Tensor, size: tuple[int, int], steps: int, guidance: float) -> Tensor:
+def draw(pipeline: Any, name: str, prompt: str, noise: Tensor, size: tuple[int, int], steps: int, guidance: float, **more: Any) -> Tensor:
     """Their picture (B, 3, H, W) in [-1, 1] from unit noise (B, C, h, w)."""
-    words = dict(WORDS.get(name, {}))
+    if name == "dit":
+        return draw_class(pipeline, prompt, noise, steps, guidance)
+    if name == "hidream":
+        pipeline.default_sample_size = math.isqrt(size[0] * size[1]) // pipeline.vae_scale_factor  # pictures are made that large
+    words = WORDS.get(name, {}) | more
     if name in FLOWS:
         words["sigmas"] = [1 - k / steps for k in range(steps)]
     latents = noise
@@ -282,4 +342,13 @@ def draw(pipeline: Any, name: str, prompt: str, noise: Tensor, size: tuple[int, 
         latents = noise.unflatten(2, (h // 2, 2)).unflatten(4, (w // 2, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     words |= {"height": size[0], "width": size[1], "num_inference_steps": steps, "guidance_scale": guidance}
     images: Tensor = pipeline(prompt, latents=latents, output_type="pt", **words).images
+    return 2 * images - 1
+
+
+def draw_class(pipeline: Any, prompt: str, noise: Tensor, steps: int, guidance: float) -> Tensor:
+    """The same of a DiT. Its time is read as in the paper's code, whose frequencies are 1 / 128 of the scale apart, not 1 / 127."""
+    for block in pipeline.transformer.transformer_blocks:
+        block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    with mock.patch("diffusers.pipelines.dit.pipeline_dit.randn_tensor", return_value=noise):
+        images: Tensor = pipeline(pipeline.get_label_ids([prompt]), guidance, None, steps, output_type="pt").images
     return 2 * images - 1

@@ -104,6 +104,17 @@ def test_a_size_may_have_two_sides(pipeline: Pipeline, tmp_path: Path, capsys: p
         assert "--size must be a side in pixels or WIDTHxHEIGHT" in capsys.readouterr().err
 
 
+def test_the_precision_of_weights_is_asked_for(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.save(tmp_path / "half", torch.float16)
+    drawn = {}
+    for dtype in ("float32", "float16", "stored", "bfloat16"):
+        file = tmp_path / f"{dtype}.png"
+        assert main(["sample", "a red star", "--model", str(tmp_path / "half"), "--dtype", dtype, "--out", str(file)]) == 0
+        drawn[dtype] = Image.open(file).tobytes()
+    assert drawn["stored"] == drawn["float16"]
+    assert len({drawn["float32"], drawn["float16"], drawn["bfloat16"]}) == 3
+
+
 def test_training_on_a_folder_then_sampling_and_measuring(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     words = ["train", "tiny.images", "--data", str(folder), "--out", str(run), *FAST, "--data.held-out", "0.3"]

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from mezzotint.cli import main
 from mezzotint.errors import UserError
-from mezzotint.exchange import FAMILIES, read_diffusers, read_single_file, write_diffusers, write_single_file
+from mezzotint.exchange import FAMILIES, WEIGHTS, read_diffusers, read_single_file, write_diffusers, write_single_file
 from mezzotint.flow.solvers import randn_like
-from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, load
+from mezzotint.models import ClassDiTConfig, HiDreamConfig
+from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, load
+from mezzotint.text import ClassesConfig
+from mezzotint.weights.configs import of_ours
 
 PROMPT, STEPS, GUIDANCE = "a red star", 4, 3.0
-SIZE = (32, 64)  # what all of diffusers' classes take
 SAME = 1e-4  # of pictures in [-1, 1]
 
 
@@ -29,43 +31,57 @@ def name(request: pytest.FixtureRequest) -> str:
     return family
 
 
-def noise(pipeline: Pipeline, seed: int = 5) -> Tensor:
+def noise(pipeline: Pipeline, name: str, seed: int = 5) -> Tensor:
     """What our pipeline starts from."""
-    return randn_like(torch.empty(1, *pipeline.codec.latent_shape(SIZE)), [torch.Generator().manual_seed(seed)])
+    return randn_like(torch.empty(1, *pipeline.codec.latent_shape(peers.SIZES[name])), [torch.Generator().manual_seed(seed)])
 
 
-def picture(pipeline: Pipeline, prompt: str = PROMPT, **changes: Any) -> Tensor:
-    return pipeline(prompt, **{"seed": 5, "size": SIZE, "steps": STEPS, "guidance": GUIDANCE, "solver": "euler", **changes})
+def picture(pipeline: Pipeline, prompt: str = PROMPT, name: str = "sd1.5", **changes: Any) -> Tensor:
+    settings = {"seed": 5, "size": peers.SIZES[name], "steps": STEPS, "guidance": GUIDANCE, "rule": "cfg", "solver": "euler"}
+    return pipeline(prompt, **{**settings, **changes})
 
 
 @torch.no_grad()
-def theirs(pipeline: Any, name: str, start: Tensor) -> Tensor:
-    return peers.draw(pipeline, name, PROMPT, start, SIZE, STEPS, GUIDANCE)
+def theirs(pipeline: Any, name: str, start: Tensor, **words: Any) -> Tensor:
+    return peers.draw(pipeline, name, PROMPT, start, peers.SIZES[name], STEPS, GUIDANCE, **words)
 
 
 def test_one_noise_gives_one_picture_whoever_wrote_the_files(name: str, tmp_path: Path) -> None:
     written = peers.saved(name, tmp_path / "theirs")
     ours = read_diffusers(tmp_path / "theirs")
-    drawn = picture(ours)
-    expected = theirs(written, name, noise(ours))
+    start, drawn = noise(ours, name), picture(ours, name=name)
+    expected = theirs(written, name, start)
     assert expected.std() > 0.05
     assert drawn.shape == expected.shape
     assert float((drawn - expected).abs().max()) <= SAME
-    assert float((picture(ours, "two blue circles") - expected).abs().max()) > 10 * SAME
-    assert float((picture(ours, guidance=1.5) - expected).abs().max()) > 10 * SAME
+    assert float((picture(ours, "two blue circles", name) - expected).abs().max()) > 10 * SAME
+    assert float((picture(ours, name=name, guidance=1.5) - expected).abs().max()) > 10 * SAME
 
     ours.save(tmp_path / "ours")
-    assert torch.equal(picture(load(tmp_path / "ours")), drawn)
+    assert torch.equal(picture(load(tmp_path / "ours"), name=name), drawn)
 
     write_diffusers(load(tmp_path / "ours"), tmp_path / "back")
     read = getattr(diffusers, type(written).__name__).from_pretrained(tmp_path / "back")
     read.set_progress_bar_config(disable=True)
-    assert float((theirs(read, name, noise(ours)) - expected).abs().max()) <= SAME
+    assert float((theirs(read, name, start) - expected).abs().max()) <= SAME
     for part in ("transformer", "unet", "vae"):
         if (tmp_path / "theirs" / part).is_dir():
+            drawn_at = [json.loads((tmp_path / x / part / "config.json").read_text()).get("sample_size") for x in ("theirs", "back")]
+            assert part == "vae" or drawn_at[0] == drawn_at[1]
             before, after = (load_file(tmp_path / side / part / "diffusion_pytorch_model.safetensors") for side in ("theirs", "back"))
             assert before.keys() == after.keys()
             assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_guidance_that_stops_after_some_steps_is_an_interval(tmp_path: Path) -> None:
+    written = peers.saved("lumina2", tmp_path)
+    ours = read_diffusers(tmp_path)
+    assert ours.config.sampling.rule == "renormed"
+    times = ours.times(ours.config.sampling.replace(steps=STEPS))
+    whole = theirs(written, "lumina2", noise(ours, "lumina2"))
+    half = theirs(written, "lumina2", noise(ours, "lumina2"), cfg_trunc_ratio=0.5)  # of the steps
+    assert float((half - whole).abs().max()) > 10 * SAME
+    assert float((picture(ours, interval=(times[1].item(), 1.0)) - half).abs().max()) <= SAME
 
 
 def test_files_of_an_encoder_that_was_left_out(tmp_path: Path) -> None:
@@ -77,7 +93,7 @@ def test_files_of_an_encoder_that_was_left_out(tmp_path: Path) -> None:
     cond = ours.encode([PROMPT])
     assert cond.text.shape == (1, 77 + 256, 40)
     assert not cond.text[:, 77:].any()
-    assert float((picture(ours) - theirs(written, "sd3", noise(ours))).abs().max()) <= SAME
+    assert float((picture(ours) - theirs(written, "sd3", noise(ours, "sd3"))).abs().max()) <= SAME
     ours.save(tmp_path / "ours")
     assert torch.equal(picture(load(tmp_path / "ours")), picture(ours))
 
@@ -155,6 +171,31 @@ def test_shards_are_read_and_damage_is_named(tmp_path: Path) -> None:
         read_diffusers(tmp_path)
 
 
+def test_what_is_larger_than_a_shard_is_written_in_shards(tmp_path: Path) -> None:
+    peers.saved("pixart", tmp_path / "theirs")
+    ours, back = read_diffusers(tmp_path / "theirs"), tmp_path / "back"
+    write_diffusers(ours, back)
+    write_diffusers(ours, back, shard=20_000)
+    transformer = back / "transformer"
+    files = sorted(path.name for path in transformer.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files == [f"{WEIGHTS}-{k:05}-of-{len(files):05}.safetensors" for k in range(1, len(files) + 1)]
+    index = json.loads((transformer / f"{WEIGHTS}.safetensors.index.json").read_text())
+    held = {file: load_file(transformer / file) for file in files}
+    assert index["weight_map"] == {name: file for file, tensors in held.items() for name in tensors}
+    sizes = {file: sum(x.nbytes for x in tensors.values()) for file, tensors in held.items()}
+    assert index["metadata"]["total_size"] == sum(sizes.values())
+    assert all(size <= 20_000 or len(held[file]) == 1 for file, size in sizes.items())
+    read = diffusers.PixArtTransformer2DModel.from_pretrained(transformer)
+    before = load_file(tmp_path / "theirs" / "transformer" / f"{WEIGHTS}.safetensors")
+    after = read.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(picture(read_diffusers(back)), picture(ours))
+    write_diffusers(ours, back)
+    assert [path.name for path in transformer.glob("*.safetensors*")] == [f"{WEIGHTS}.safetensors"]
+
+
 def test_descriptions_that_ask_for_more_are_refused(tmp_path: Path) -> None:
     peers.saved("sd1.5", tmp_path)
     for file, change, message in (
@@ -171,6 +212,10 @@ def test_descriptions_that_ask_for_more_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_diffusers(tmp_path)
         path.write_text(text)
+    (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="has no folder tokenizer, which its index names"):
+        read_diffusers(tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "tokenizer")
     weights = tmp_path / "text_encoder" / "model.safetensors"
     weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(UserError, match="cannot read a text encoder from"):
@@ -216,6 +261,38 @@ def test_what_others_do_not_have_is_refused(pipeline: Pipeline, tmp_path: Path) 
         write_single_file(read_diffusers(tmp_path), tmp_path / "x.safetensors")
 
 
+def test_networks_that_diffusers_has_no_words_for_are_refused() -> None:
+    tiny = ClassDiTConfig(width=24, depth=1, heads=2)
+    for config, message in (
+        (tiny.replace(variant="in_context"), "variant 'in_context', and a DiTTransformer2DModel of diffusers only 'adaln_zero'"),
+        (tiny.replace(span=4.3), "span 4.3"),
+        (HiDreamConfig(width=32, heads=2, axes=(8, 4, 4), hidden=300), "hidden 300, and a HiDreamImageTransformer2DModel"),
+    ):
+        with pytest.raises(UserError, match=message):
+            of_ours(config).write(config, 32)
+
+
+def test_names_of_classes_are_those_of_the_index(tmp_path: Path) -> None:
+    peers.saved("dit", tmp_path)
+    described = tmp_path / "transformer" / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"_class_name": "Transformer2DModel"}))  # as published
+    ours = read_diffusers(tmp_path)
+    label = ours.encode(["Star of Red", "thing 12", "999", ""]).label
+    assert label is not None
+    assert label.tolist() == [7, 12, 999, -1]
+    index = tmp_path / "model_index.json"
+    data = json.loads(index.read_text())
+    index.write_text(json.dumps({key: value for key, value in data.items() if key != "id2label"}))
+    assert torch.equal(picture(read_diffusers(tmp_path), "7", "dit"), picture(ours, PROMPT, "dit"))
+    few = PipelineConfig(ClassesConfig(("", "")), ours.config.denoiser.replace(classes=2), ours.config.codec, path=ours.config.path)
+    with pytest.raises(UserError, match="takes 1000 for the number of no class, and here that is 2"):
+        write_diffusers(few.build(), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    index.write_text(json.dumps(data | {"id2label": {"1000": "one more"}}))
+    with pytest.raises(UserError, match="names a class 1000, and the network knows numbers from 0 to 999"):
+        read_diffusers(tmp_path)
+
+
 def test_a_stored_pipeline_names_no_files_outside_of_its_folder(tmp_path: Path) -> None:
     peers.saved("sd1.5", tmp_path / "theirs")
     read_diffusers(tmp_path / "theirs").save(tmp_path / "ours")
@@ -235,8 +312,12 @@ def test_weights_keep_the_precision_of_their_files(tmp_path: Path) -> None:
     assert {p.dtype for p in ours.denoiser.parameters()} == {torch.bfloat16}
     ours.save(tmp_path / "ours")
     assert {x.dtype for x in load_file(tmp_path / "ours" / "model.safetensors").values()} == {torch.bfloat16}
-    assert {p.dtype for p in load(tmp_path / "ours").parameters()} == {torch.float32}
-    assert {p.dtype for p in load(tmp_path / "ours", dtype=None).parameters()} == {torch.bfloat16}
+    whole, stored = load(tmp_path / "ours"), load(tmp_path / "ours", dtype=None)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
+    drawn = picture(stored)
+    assert drawn.dtype == torch.float32
+    assert 0 < float((drawn - picture(whole)).abs().mean()) < 0.02
 
 
 def test_the_command_line_imports_samples_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,5 +344,7 @@ def test_the_command_line_imports_samples_and_exports(tmp_path: Path, capsys: py
         assert not (tmp_path / "no").exists()
 
 
-def test_every_family_has_a_peer() -> None:
+def test_every_family_has_a_peer_and_is_in_the_readme() -> None:
     assert {family.text for family in FAMILIES.values()} == peers.MADE.keys()
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in FAMILIES)

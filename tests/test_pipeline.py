@@ -1,14 +1,16 @@
 """The only sampling path: what a picture depends on, saving and loading."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
 from mezzotint.errors import UserError
+from mezzotint.flow.guidance import RULES
 from mezzotint.models import DiTConfig
-from mezzotint.pipeline import Pipeline, PipelineConfig, load
+from mezzotint.pipeline import Pipeline, PipelineConfig, find_device, load
 
 PROMPTS = ["a red star above a blue circle", "two green squares", "a ring"]
 
@@ -43,6 +45,18 @@ def test_prompt_guidance_and_negative_prompt_matter(pipeline: Pipeline) -> None:
     assert not torch.allclose(plain, pipeline("a red star", guidance=3.0, negative="a blue circle"), atol=1e-3)
     unguided = pipeline("a red star", guidance=1.0)
     assert torch.equal(unguided, pipeline("a red star", guidance=1.0, negative="a blue circle"))
+
+
+def test_a_rule_of_guidance_is_asked_for_by_name(pipeline: Pipeline) -> None:
+    cond, x, t = pipeline.encode(["a red star"]), torch.randn(1, 3, 32, 32), torch.tensor([0.5])
+    plain, conditional = pipeline.guided(cond, 4.0)(x, t), pipeline.guided(cond, 1.0)(x, t)
+    assert plain.norm() > conditional.norm()
+    renormed = pipeline.guided(cond, 4.0, rule="renormed")(x, t)
+    assert torch.allclose(renormed, plain * conditional.norm() / plain.norm(), atol=1e-5)
+    drawn = [pipeline("a red star", guidance=4.0, rule=rule) for rule in RULES]
+    assert not any(torch.equal(one, other) for one, other in combinations(drawn, 2))
+    with pytest.raises(UserError, match="unknown rule of guidance 'renorm'; did you mean 'renormed'"):
+        pipeline("a red star", rule="renorm")
 
 
 def test_guidance_in_one_call_equals_two(pipeline: Pipeline) -> None:
@@ -135,3 +149,26 @@ def test_a_config_comes_back_from_its_data(tiny: PipelineConfig) -> None:
     assert PipelineConfig.from_data(stored) == tiny
     with pytest.raises(UserError, match="expected a DiTConfig"):
         DiTConfig.from_data(stored)
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="GPU number 0 was asked for, and torch finds 0 here"):
+        find_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("auto", 1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="GPU number 2 was asked for, and torch finds 2 here"):
+        find_device("auto", 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("solver", ["euler", "heun", "consistency", "unipc"])
+def test_all_that_is_drawn_moves_to_the_pipelines_device(solver: str) -> None:
+    """The meta device stands for any other: what meets it from the CPU, other than single numbers, is an error."""
+    pipe = load("starter").to("meta")
+    cond = pipe.encode(["a red star", "two blue circles"])
+    generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    settings = pipe.config.sampling.replace(solver=solver, steps=2)
+    assert {step.x.device.type for step in pipe.steps(cond, generators, settings, pipe.null(cond, "a ring"))} == {"meta"}

@@ -34,7 +34,7 @@ HOUSE = (
     "train",
     "recipes",
 )
-HOUSE += ("speedrun", "cli")
+HOUSE += ("speedrun", "options", "cli")
 LIMITS = {"methods": 300, "models": 450, "recipes": 100}
 
 

@@ -5,13 +5,25 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from mezzotint.errors import UserError, unknown
+from mezzotint.options import (
+    AverageOptions,
+    EvalOptions,
+    ExportOptions,
+    ImportOptions,
+    ModelsOptions,
+    PlanOptions,
+    RunsOptions,
+    SampleOptions,
+    SpeedrunOptions,
+    TrainOptions,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -21,7 +33,6 @@ if TYPE_CHECKING:
     from mezzotint.train.trainer import RunConfig
 
 
-SizeName = Literal["xs", "s", "m", "l"]
 USAGE = """usage: mezzotint VERB ...
 
 The whole life of an image model in one code base.
@@ -39,178 +50,6 @@ The whole life of an image model in one code base.
 
 Each verb has its own --help. Start with: mezzotint sample "a red star above a blue circle"
 """
-
-
-@dataclass
-class SpeedrunOptions:
-    """Worlds -> pre-training -> fine-tuning -> preference optimisation -> 4-step distillation -> evaluation -> report.
-
-    Stopped at any point, the same command goes on from there.
-    """
-
-    size: SizeName = "s"
-    """xs: two minutes. s: twenty minutes on two cores. m, l: one GPU."""
-    out: Path | None = None
-    """Folder of the run; runs/speedrun-SIZE if not given."""
-
-
-@dataclass
-class TrainOptions:
-    """Run a recipe. Any field of the recipe can be set by its dotted name, as in --train.steps 100 (--fields lists them)."""
-
-    recipe: tyro.conf.Positional[str]
-    """Name of the recipe, as in tiny.worlds."""
-    data: Path | None = None
-    """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv."""
-    size: SizeName = "s"
-    """The one dial: model size and length of training."""
-    out: Path | None = None
-    """Folder of the run; runs/RECIPE if not given. A run that is there already goes on."""
-    track: Literal["trackio", "wandb", "tensorboard"] | None = None
-    """Where numbers and previews go besides the run's folder."""
-    fields: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """List all fields of the recipe with their values, and stop."""
-
-
-@dataclass
-class SampleOptions:
-    """Draw pictures of a prompt."""
-
-    prompt: tyro.conf.Positional[str]
-    """What to draw."""
-    model: str = "starter"
-    """A packaged model, an exported pipeline, or the folder of a run."""
-    out: Path = Path("sample.png")
-    """File to write; with n > 1 the pictures are numbered: sample-0.png, sample-1.png, ..."""
-    n: int = 1
-    """How many pictures; picture k has the seed SEED + k."""
-    seed: int = 0
-    """Seed of the first picture."""
-    steps: int | None = None
-    """Solver steps."""
-    guidance: float | None = None
-    """Classifier-free guidance; 1 is off."""
-    negative: str = ""
-    """What to steer away from."""
-    size: str | None = None
-    """Side of the picture in pixels, or WIDTHxHEIGHT, as in 64x48."""
-    solver: str | None = None
-    """How to get there: unipc, dpmpp_2m, heun, consistency, ...; docs/sampling.md says when to take which."""
-
-
-@dataclass
-class EvalOptions:
-    """Measure a model."""
-
-    model: tyro.conf.Positional[str]
-    """A packaged model, an exported pipeline, or the folder of a run."""
-    suite: Literal["worlds", "images", "students", "subject", "pairs", "rewards"] = "worlds"
-    """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise.
-    subject: a personalised model's fidelity, and what it forgot. pairs: a reward model's accuracy and calibration on held-out pairs.
-    rewards: whether a reinforced run deceives its reward."""
-    teacher: str = "starter"
-    """What a student is compared with, for the suite of that name."""
-    pictures: Path | None = None
-    """For that suite: a PNG of both, drawn from the same noise, a row for each number of calls."""
-    data: Path | None = None
-    """The folder of images, for the suite of that name."""
-    prompts: int = 50
-    """Prompts per task of the suites worlds and students."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-
-
-@dataclass
-class RunsOptions:
-    """List the runs in a folder; compare some; prune those that are finished."""
-
-    folder: tyro.conf.Positional[Path] = Path("runs")
-    """Where the runs are."""
-    compare: tuple[str, ...] = ()
-    """Names of runs, as listed: show in which settings they differ."""
-    prune: bool = False
-    """Say which checkpoints of finished runs can go; what was exported, logged and drawn stays."""
-    yes: bool = False
-    """With --prune: remove them."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-
-@dataclass
-class AverageOptions:
-    """Make the pipeline of a moving average of any length from what a run with --optim.lengths has stored."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    length: float
-    """Relative length: the spread of the average as a share of the run, as in 0.1."""
-    out: Path
-    """Folder of the pipeline."""
-    step: int | None = None
-    """After so many steps; all of them if not given."""
-
-
-@dataclass
-class ModelsOptions:
-    """List the published sizes of all architectures: parameters, and operations of one forward for the picture they were made for."""
-
-    json: bool = False
-    """Print one JSON array instead of a table."""
-
-
-@dataclass
-class PlanOptions:
-    """What a run will need before anything is paid for. Any field of the recipe can be set by its dotted name, as for train.
-
-    docs/planning.md says what is counted and how well it agrees with measurements.
-    """
-
-    recipe: tyro.conf.Positional[str]
-    """Name of a recipe (tiny.worlds), or of a published size as `mezzotint models` lists them (flux-dev)."""
-    gpu: str = "h100"
-    """What it runs on: a100-40, a100, h100, h200, b200, l40s, rtx4090."""
-    gpus: int = 1
-    """How many; weights, averages, gradients and states are sharded over them."""
-    size: SizeName = "s"
-    """The one dial of a recipe."""
-    method: str = ""
-    """Another method than the recipe's, with its own settings: denoise, dpo, consistency, dmd."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """What blocks compute in."""
-    checkpointing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Compute activations of every block again for its gradient, instead of keeping them."""
-    lora: int = 0
-    """Train an adapter of this rank instead of all weights."""
-    eight_bit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep optimizer states in 8 bits."""
-    price: float | None = None
-    """Dollars an hour for one GPU, instead of the table's."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
-
-
-@dataclass
-class ImportOptions:
-    """Make a pipeline of a published model that is on this machine: a diffusers folder, or a single .safetensors file with --base."""
-
-    source: tyro.conf.Positional[Path]
-    """A diffusers folder (with model_index.json), or the publisher's own single file."""
-    out: Path
-    """Folder of the pipeline, for --model of the other verbs."""
-    base: str = ""
-    """For a single file: the pipeline whose networks it replaces, and whose text encoders stay."""
-
-
-@dataclass
-class ExportOptions:
-    """Write a pipeline in the format of other tools."""
-
-    model: tyro.conf.Positional[str]
-    """An exported or imported pipeline, or the folder of a run."""
-    to: Literal["diffusers", "single-file"]
-    """A folder that diffusers' own classes load, or one .safetensors file under the publisher's names, without text encoders."""
-    out: Path
-    """The folder or the file to write."""
 
 
 def speedrun(options: SpeedrunOptions) -> None:
@@ -270,10 +109,12 @@ def _with_fields(config: "RunConfig", words: list[str], what: str) -> "RunConfig
 
 
 def sample(options: SampleOptions) -> None:
-    from mezzotint.pictures import save
-    from mezzotint.pipeline import load
+    import torch
 
-    pipeline = load(options.model)
+    from mezzotint.pictures import save
+    from mezzotint.pipeline import find_device, load
+
+    pipeline = load(options.model, None if options.dtype == "stored" else getattr(torch, options.dtype)).to(find_device(options.device))
     size = _size(options.size) if options.size else None
     named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
     changes = {name: value for name, value in named.items() if value is not None}
@@ -315,12 +156,13 @@ def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
 
 def evaluate(options: EvalOptions) -> None:
     from mezzotint.evals import images, students, subject, worlds
-    from mezzotint.pipeline import load
+    from mezzotint.pipeline import find_device, load
 
     if options.suite in ("pairs", "rewards"):
         _show_result(_of_rewards(options), options.json)
         return
-    pipeline = load(options.model)
+    device = find_device(options.device)
+    pipeline = load(options.model).to(device)
     with _progress() as progress:
         bar = progress.add_task("evaluation", total=None)
 
@@ -330,7 +172,9 @@ def evaluate(options: EvalOptions) -> None:
         if options.suite == "worlds":
             result = worlds.evaluate(pipeline, worlds.Protocol(options.prompts), progress=show)
         elif options.suite == "students":
-            result = students.evaluate(pipeline, load(options.teacher), students.Protocol(options.prompts), show, options.pictures)
+            result = students.evaluate(
+                pipeline, load(options.teacher).to(device), students.Protocol(options.prompts), show, options.pictures
+            )
         elif options.suite == "subject":
             result = subject.evaluate(pipeline, subject.Protocol(prompts=options.prompts), progress=show)
         else:

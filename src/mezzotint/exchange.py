@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from mezzotint.config import Data, inside
 from mezzotint.errors import UserError, unknown
 from mezzotint.flow.path import Prediction
-from mezzotint.models import DenoiserConfig, UNetConfig
+from mezzotint.models import ClassDiTConfig, DenoiserConfig
 from mezzotint.pipeline import DiscretePath, LinearPath, PathConfig, Pipeline, PipelineConfig, Sampling
+from mezzotint.text import Classes, ClassesConfig, PublishedConfig, TextConfig, TextEncoder
 from mezzotint.text.published import FAMILIES as TEXTS
-from mezzotint.text.published import Encoder, Published, PublishedConfig
+from mezzotint.text.published import Encoder, Published
 from mezzotint.weights.configs import Architecture, of_ours, of_theirs
-from mezzotint.weights.files import Part, read_file, read_folder, read_json
-from mezzotint.weights.names import Names, stream
+from mezzotint.weights.files import SHARD, Part, read_file, read_folder, read_json, write_folder
+from mezzotint.weights.names import Names, Renamed, stream
 
 INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model"
+NO_CLASS = 1000  # what DiTPipeline's guidance steps away from, whatever the network
 # Parts of a single file: networks that are read, and what other parts of the file begin with.
 NETWORKS = {"denoiser": "model.diffusion_model.", "codec": "first_stage_model."}
 TEXT_PARTS = ("cond_stage_model.", "conditioner.", "text_encoders.")
@@ -35,9 +37,14 @@ SCHEDULE_PARTS = ("alphas_cumprod", "betas", "sqrt_", "log_one_minus_", "posteri
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline class of diffusers. text: how its encoders are read. sampling: as published. nothing: parts that are left empty."""
+    """A pipeline class of diffusers.
+
+    text: how its encoders are read; a family without encoders is told classes. denoiser, codec: classes of its networks. sampling: as
+    published. network: which part the denoiser is. nothing: parts that are left empty.
+    """
 
     text: str
+    denoiser: str
     sampling: Sampling
     network: str = "transformer"
     encoders: tuple[str, ...] = ("",)
@@ -49,23 +56,45 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
         "sd1.5",
+        "UNet2DConditionModel",
         Sampling(512, 25, 7.5, solver="dpmpp_2m"),
         "unet",
         nothing=("safety_checker", "feature_extractor", "image_encoder"),
         settings=(("requires_safety_checker", False),),
     ),
     "StableDiffusionXLPipeline": Family(
-        "sdxl", Sampling(1024, 30, 5.0, solver="dpmpp_2m"), "unet", ("", "_2"), nothing=("feature_extractor", "image_encoder")
+        "sdxl",
+        "UNet2DConditionModel",
+        Sampling(1024, 30, 5.0, solver="dpmpp_2m"),
+        "unet",
+        encoders=("", "_2"),
+        nothing=("feature_extractor", "image_encoder"),
     ),
     "StableDiffusion3Pipeline": Family(
-        "sd3", Sampling(1024, 28, 7.0, shift=3.0), encoders=("", "_2", "_3"), nothing=("feature_extractor", "image_encoder")
+        "sd3",
+        "SD3Transformer2DModel",
+        Sampling(1024, 28, 7.0, shift=3.0),
+        encoders=("", "_2", "_3"),
+        nothing=("feature_extractor", "image_encoder"),
     ),
     "FluxPipeline": Family(
-        "flux", Sampling(1024, 28, 3.5, shift="flux"), encoders=("", "_2"), nothing=("feature_extractor", "image_encoder")
+        "flux",
+        "FluxTransformer2DModel",
+        Sampling(1024, 28, 3.5, shift="flux"),
+        encoders=("", "_2"),
+        nothing=("feature_extractor", "image_encoder"),
     ),
-    "PixArtSigmaPipeline": Family("pixart", Sampling(1024, 20, 4.5, solver="dpmpp_2m")),
-    "SanaPipeline": Family("sana", Sampling(1024, 20, 4.5, solver="dpmpp_2m", shift=3.0), codec="AutoencoderDC"),
-    "Lumina2Pipeline": Family("lumina2", Sampling(1024, 30, 4.0, shift=6.0)),
+    "DiTPipeline": Family("dit", "DiTTransformer2DModel", Sampling(256, 25, 4.0, solver="dpmpp_2m"), encoders=()),
+    "PixArtAlphaPipeline": Family("pixart-alpha", "PixArtTransformer2DModel", Sampling(1024, 20, 4.5, solver="dpmpp_2m")),
+    "PixArtSigmaPipeline": Family("pixart", "PixArtTransformer2DModel", Sampling(1024, 20, 4.5, solver="dpmpp_2m")),
+    "SanaPipeline": Family("sana", "SanaTransformer2DModel", Sampling(1024, 20, 4.5, solver="dpmpp_2m", shift=3.0), codec="AutoencoderDC"),
+    "Lumina2Pipeline": Family("lumina2", "Lumina2Transformer2DModel", Sampling(1024, 30, 4.0, rule="renormed", shift=6.0)),
+    "HiDreamImagePipeline": Family(
+        "hidream",
+        "HiDreamImageTransformer2DModel",
+        Sampling(1024, 50, 5.0, solver="unipc", shift=3.0),
+        encoders=("", "_2", "_3", "_4"),
+    ),
 }
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "v_prediction": "vp_velocity", "sample": "data"}
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
@@ -101,13 +130,15 @@ def read_diffusers(folder: Path) -> Pipeline:
     return pipeline.eval()
 
 
-def _read_text(folder: Path, index: Data, family: Family, denoiser: DenoiserConfig) -> PublishedConfig:
-    """The encoders of a family at their places. SD3's T5 may be missing."""
+def _read_text(folder: Path, index: Data, family: Family, denoiser: DenoiserConfig) -> TextConfig:
+    """The encoders of a family at their places, of which SD3's T5 may be missing; or the names of its classes."""
+    if isinstance(denoiser, ClassDiTConfig):
+        return _read_classes(folder, index, denoiser)
     config, places = TEXTS[family.text], []
     encoders = list(config.encoders)
     for number, suffix in enumerate(family.encoders):
         if (index.get(f"text_encoder{suffix}") or [None])[0] is not None:
-            places.append((str(inside(folder, f"text_encoder{suffix}")), str(inside(folder, f"tokenizer{suffix}"))))
+            places.append((_part(folder, f"text_encoder{suffix}"), _part(folder, f"tokenizer{suffix}")))
         elif family.text == "sd3" and encoders[number].family == "t5":
             encoders[number] = encoders[number].replace(width=vars(denoiser)["text_width"])
             places.append(("", ""))
@@ -115,6 +146,22 @@ def _read_text(folder: Path, index: Data, family: Family, denoiser: DenoiserConf
             raise UserError(f"{folder} has no text_encoder{suffix}, and this family cannot do without it")
     zeros = config.zeros and bool(index.get("force_zeros_for_empty_prompt", True))
     return config.replace(encoders=tuple(encoders), zeros=zeros).at(places)
+
+
+def _part(folder: Path, name: str) -> str:
+    place = inside(folder, name)
+    if not place.is_dir():  # HiDream's Llama is published by its makers alone
+        raise UserError(f"{folder} has no folder {name}, which its index names; put the files of that part there")
+    return str(place)
+
+
+def _read_classes(folder: Path, index: Data, denoiser: ClassDiTConfig) -> ClassesConfig:
+    """Names of all classes, as far as the index has them."""
+    names = dict.fromkeys(map(str, range(denoiser.classes)), "")
+    given = index.get("id2label") or {}
+    if beyond := [number for number in given if number not in names]:
+        raise UserError(f"{folder} names a class {beyond[0]}, and the network knows numbers from 0 to {denoiser.classes - 1}")
+    return ClassesConfig(tuple((names | given).values()))
 
 
 def _read_schedule(data: Data) -> tuple[PathConfig, Prediction, Any]:
@@ -149,54 +196,62 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Tens
         raise UserError(f"{source}: {error}") from error
 
 
-def write_diffusers(pipeline: Pipeline, folder: Path) -> None:
-    """Write a folder that diffusers' own pipeline class loads. UserError for a pipeline that has no class there."""
+def write_diffusers(pipeline: Pipeline, folder: Path, shard: int = SHARD) -> None:
+    """Write a folder that diffusers' own pipeline class loads. UserError for a pipeline that has no class there.
+
+    shard: bytes from which a network is written in several files; beside the pipeline one of them at a time is in memory.
+    """
     name, family = _family(pipeline)
-    assert isinstance(pipeline.text, Published)
+    parts: dict[str, Any] = {family.network: pipeline.denoiser, "vae": pipeline.codec}
+    side = min(pipeline.config.sampling.shape) // pipeline.codec.factor
+    described = {part: of_ours(net.config).write(net.config, side) for part, net in parts.items()}  # or refused, and nothing is written
     index: Data = {"_class_name": name, **dict(family.settings), **{part: [None, None] for part in family.nothing}}
-    for suffix, encoder in zip(family.encoders, pipeline.text.encoders, strict=True):
-        for part, thing in (("text_encoder", "model"), ("tokenizer", "tokenizer")):
-            index[part + suffix] = [None, None]
-            if isinstance(encoder, Encoder):
-                value = getattr(encoder, thing)
-                value.save_pretrained(folder / (part + suffix))
-                index[part + suffix] = ["transformers", type(value).__name__]
-    if family.text == "sdxl":
-        index["force_zeros_for_empty_prompt"] = pipeline.text.config.zeros
-    given = ((family.network, pipeline.denoiser, pipeline.config.denoiser), ("vae", pipeline.codec, pipeline.config.codec))
-    for part, net, config in given:
-        architecture = of_ours(config)
-        size = {"sample_size": pipeline.config.sampling.side // pipeline.codec.factor} if part == "unet" else {}
-        tensors = architecture.names(config).to_theirs(net.state_dict())
-        _write_network(folder / part, {**architecture.write(config), **size}, tensors)
-        index[part] = ["diffusers", architecture.name]
+    index |= _write_text(pipeline.text, family, folder)
+    for part, net in parts.items():
+        _write_json(folder / part / "config.json", described[part])
+        names, state = of_ours(net.config).names(net.config), net.state_dict()
+        sizes = {name: x.nbytes for name, x in names.to_theirs({name: x.to("meta") for name, x in state.items()}).items()}
+        write_folder(folder / part, WEIGHTS, Renamed(state, names), sizes, shard)
+        index[part] = ["diffusers", described[part]["_class_name"]]
     schedule = _write_schedule(pipeline)
     _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
     index["scheduler"] = ["diffusers", schedule["_class_name"]]
     _write_json(folder / INDEX, index)
 
 
+def _write_text(text: TextEncoder, family: Family, folder: Path) -> Data:
+    """Write the encoders. Returns what the index says of them, or of classes."""
+    if isinstance(text, Classes):
+        if (count := len(text.config.names)) != NO_CLASS:
+            raise UserError(f"diffusers' guidance takes {NO_CLASS} for the number of no class, and here that is {count}")
+        return {"id2label": {str(number): names for number, names in enumerate(text.config.names) if names}}
+    assert isinstance(text, Published)
+    index: Data = {"force_zeros_for_empty_prompt": text.config.zeros} if family.text == "sdxl" else {}
+    for suffix, encoder in zip(family.encoders, text.encoders, strict=True):
+        for part, thing in (("text_encoder", "model"), ("tokenizer", "tokenizer")):
+            index[part + suffix] = [None, None]
+            if isinstance(encoder, Encoder):
+                value = getattr(encoder, thing)
+                value.save_pretrained(folder / (part + suffix))
+                index[part + suffix] = ["transformers", type(value).__name__]
+    return index
+
+
 def _family(pipeline: Pipeline) -> tuple[str, Family]:
+    """The class that has such networks, and reads such encoders in the same way."""
     config = pipeline.config
-    network, codec = of_ours(config.denoiser).name, of_ours(config.codec).name
+    networks = of_ours(config.denoiser).name, of_ours(config.codec).name
     for name, family in FAMILIES.items():
-        encoders = config.text.encoders if isinstance(config.text, PublishedConfig) else ()
-        told = not isinstance(config.denoiser, UNetConfig) or bool(config.denoiser.pooled_width) == (family.text == "sdxl")
-        fits = codec == family.codec and len(encoders) == len(family.encoders) and told
-        if fits and NETWORK_CLASSES[family.text] == network:
+        if networks == (family.denoiser, family.codec) and _reads(config.text) == _reads(TEXTS.get(family.text, ClassesConfig())):
             return name, family
-    raise UserError(f"diffusers has no pipeline of a {network}, a {codec} and these text encoders that we know of")
+    raise UserError(f"diffusers has no pipeline of a {networks[0]}, a {networks[1]} and these text encoders that we know of")
 
 
-NETWORK_CLASSES = {
-    "sd1.5": "UNet2DConditionModel",
-    "sdxl": "UNet2DConditionModel",
-    "sd3": "SD3Transformer2DModel",
-    "flux": "FluxTransformer2DModel",
-    "pixart": "PixArtTransformer2DModel",
-    "sana": "SanaTransformer2DModel",
-    "lumina2": "Lumina2Transformer2DModel",
-}
+def _reads(text: TextConfig) -> object:
+    """How prompts are read, wherever the files are."""
+    if isinstance(text, PublishedConfig):
+        return [encoder.replace(weights="", tokenizer="", width=0, pooled_width=0) for encoder in text.encoders]
+    return type(text)
 
 
 def _write_schedule(pipeline: Pipeline) -> Data:
@@ -255,12 +310,6 @@ def _original(architecture: Architecture) -> Any:
     if architecture.original is None:
         raise UserError(f"the publisher's own names of a {architecture.name} are not known; use a diffusers folder")
     return architecture.original
-
-
-def _write_network(folder: Path, described: Data, tensors: Mapping[str, Tensor]) -> None:
-    _write_json(folder / "config.json", described)
-    # Copies of one tensor are written as often as they are named.
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / f"{WEIGHTS}.safetensors", {"format": "pt"})
 
 
 def _write_json(path: Path, data: Data) -> None:

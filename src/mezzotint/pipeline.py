@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mezzotint import config
 from mezzotint.codecs import CodecConfig, IdentityConfig
 from mezzotint.errors import UserError, unknown
-from mezzotint.flow.guidance import ALWAYS, cfg
+from mezzotint.flow.guidance import ALWAYS, RULES, guided
 from mezzotint.flow.path import (
     Network,
     Prediction,
@@ -43,6 +43,7 @@ from mezzotint.text import ByteEncoderConfig, TextConfig
 from mezzotint.weights.files import read_file, read_json
 from mezzotint.weights.names import put
 
+DeviceName = Literal["auto", "cpu", "cuda"]
 CONFIG_FILE, WEIGHTS_FILE = "pipeline.json", "model.safetensors"
 STARTER = Path(__file__).parent / "starter"
 
@@ -52,14 +53,16 @@ class Sampling(config.Config, kind="sampling"):
     """How a pipeline samples unless told otherwise.
 
     size: side of the square picture in pixels, or (height, width). steps: network calls of a one-call solver. guidance: 1 is off; a
-    network that was distilled with guidance is told the scale. interval: times at which guidance acts. shift: of the time grid
-    towards noise (`flow.time.shift`); "flux" is the one that grows with the picture (`flow.time.flux_ratio`). batch: pictures at once.
+    network that was distilled with guidance is told the scale. interval: times at which guidance acts. rule: what guidance makes of
+    its two branches (`flow.guidance.RULES`). shift: of the time grid towards noise (`flow.time.shift`); "flux" is the one that grows with
+    the picture (`flow.time.flux_ratio`). batch: pictures at once.
     """
 
     size: int | tuple[int, int] = 32
     steps: int = 20
     guidance: float = 2.5
     interval: tuple[float, float] = (0.0, 1.0)
+    rule: str = "cfg"
     solver: str = "euler"
     shift: float | Literal["flux"] = 1.0
     batch: int = 64
@@ -200,13 +203,17 @@ class Pipeline(nn.Module):
         prediction: Tensor = self.denoiser(x.to(dtype), t, cond.in_precision(dtype))
         return prediction.to(x.dtype)
 
-    def guided(self, cond: Cond, scale: float, null: Cond | None = None, interval: tuple[float, float] = ALWAYS) -> Denoise:
+    def guided(
+        self, cond: Cond, scale: float, null: Cond | None = None, interval: tuple[float, float] = ALWAYS, rule: str = "cfg"
+    ) -> Denoise:
         """The denoise function of B conditions under classifier-free guidance, both branches in one network call.
 
         null: what it steps away from, `null(cond)` unless given. A network that was distilled with guidance is told the scale instead.
         """
         if self.config.denoiser.distilled:
             return partial(self.velocity, cond=replace(cond, guidance=torch.full((len(cond),), scale, device=cond.text.device)))
+        if rule not in RULES:
+            raise unknown("rule of guidance", rule, RULES)
         conditional = partial(self.velocity, cond=cond)
         if scale == 1:
             return conditional
@@ -216,7 +223,7 @@ class Pipeline(nn.Module):
             v_c, v_u = self.velocity(torch.cat([x, x]), torch.cat([t, t]), pair).chunk(2)
             return v_c, v_u
 
-        return cfg(conditional, both, scale, interval)
+        return guided(conditional, both, RULES[rule](scale), interval)
 
     def times(self, settings: Sampling) -> Tensor:
         """(steps + 1,) times of a sampler, falling to 0."""
@@ -245,7 +252,7 @@ class Pipeline(nn.Module):
         if self.config.denoiser.jump and settings.solver in ("euler", "consistency"):
             denoise = self._jumping(cond, times, settings, null)
         else:
-            denoise = self.guided(cond, settings.guidance, null, settings.interval)
+            denoise = self.guided(cond, settings.guidance, null, settings.interval, settings.rule)
         noise = randn_like(torch.empty(len(cond), *self.codec.latent_shape(settings.shape), device=cond.text.device), generators)
         return SOLVERS[settings.solver](denoise, self.entered(noise, times), times, generator=generators)
 
@@ -259,7 +266,9 @@ class Pipeline(nn.Module):
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             passed = (times.to(t) >= t[:, None]).sum(1).clamp_max(len(times) - 1)
             jump = t - ends.to(t)[passed]
-            return self.guided(replace(cond, jump=jump), settings.guidance, replace(null, jump=jump), settings.interval)(x, t)
+            return self.guided(replace(cond, jump=jump), settings.guidance, replace(null, jump=jump), settings.interval, settings.rule)(
+                x, t
+            )
 
         return denoise
 
@@ -357,6 +366,16 @@ def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float
     for name, tensor in tensors.items():
         put(pipeline, name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
     return pipeline.eval()
+
+
+def find_device(name: DeviceName = "auto", number: int = 0) -> torch.device:
+    """The CPU, or the GPU of a number; "auto" is a GPU where there is any. UserError for one that is not there."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not there):
+        return torch.device("cpu")
+    if number >= there:
+        raise UserError(f"GPU number {number} was asked for, and torch finds {there} here; start fewer processes, or choose the device cpu")
+    return torch.device("cuda", number)
 
 
 def folder_of(source: Path | str) -> Path:

@@ -7,16 +7,17 @@ from typing import Any
 import peers
 import pytest
 import torch
-from diffusers import HiDreamImagePipeline
 from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from torch import Tensor
 
 from mezzotint.errors import UserError
-from mezzotint.models import Cond
+from mezzotint.models import Cond, DenoiserConfig, FuseDiTConfig, TransfusionConfig
+from mezzotint.pipeline import Pipeline, PipelineConfig, Sampling, load
+from mezzotint.text.layers import keys_and_values
 from mezzotint.text.published import FAMILIES, SANA_INSTRUCTION, EncoderConfig, Published, PublishedConfig
 
 PROMPTS = ["A Red Star", "two blue circles above it"]
-ENCODERS = {name: ("", "_2", "_3")[: len(config.encoders)] for name, config in FAMILIES.items() if name != "hidream"}
+ENCODERS = {name: ("", "_2", "_3", "_4")[: len(config.encoders)] for name, config in FAMILIES.items() if name in peers.MADE}
 
 
 def build(name: str, folder: Path) -> tuple[Any, Published]:
@@ -40,6 +41,10 @@ def said(name: str, pipeline: Any) -> tuple[Cond, Cond | None]:
         words = {"prompt_3": None} if name == "sd3" else {}
         text, null, pooled, null_pooled = pipeline.encode_prompt(PROMPTS, None, **words)
         return Cond(text, None, pooled), Cond(null, None, null_pooled)
+    if name == "hidream":
+        text, null, states, null_states, pooled, null_pooled = pipeline.encode_prompt(PROMPTS)
+        states, null_states = states.transpose(0, 1), null_states.transpose(0, 1)
+        return Cond(text, None, pooled, states=states), Cond(null, None, null_pooled, states=null_states)
     words = {"complex_human_instruction": SANA_INSTRUCTION.split("\n")} if name == "sana" else {}
     if name == "lumina2":
         words["negative_prompt"] = [""] * len(PROMPTS)
@@ -58,6 +63,9 @@ def compare(ours: Cond, theirs: Cond) -> None:
         assert ours.mask is not None
         assert torch.equal(ours.mask, theirs.mask)
         assert torch.allclose(ours.text[ours.mask], theirs.text[theirs.mask], atol=1e-5)
+    if theirs.states is not None:
+        assert ours.states is not None
+        assert torch.allclose(ours.states, theirs.states, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -71,26 +79,6 @@ def test_prompts_become_what_diffusers_makes_of_them(name: str, tmp_path: Path) 
         compare(ours(["", ""]), null)
     alone = ours([PROMPTS[1]])
     assert torch.allclose(alone.text, cond.text[1:], atol=1e-4)
-
-
-def test_hidream_reads_all_layers_of_its_language_model(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    encoders = [peers.clip(True, positions=128), peers.clip(True, 20, positions=128), peers.t5(24), peers.gemma()]
-    for number, (model, tokenizer) in enumerate(encoders):
-        tokenizer.pad_token = tokenizer.eos_token  # as their pipeline has it for Llama, whose files have none
-        model.save_pretrained(tmp_path / str(number))
-        tokenizer.save_pretrained(tmp_path / str(number))
-        tokenizer.model_max_length, tokenizer.padding_side = 1000, "right"  # as those of its Llama
-    parts = [part for pair in encoders for part in pair]
-    pipeline = HiDreamImagePipeline(None, peers.kl(4, False, 1.0), *parts[:8], None)
-    pipeline.to("cpu")
-    with torch.no_grad():
-        text, _, states, _, pooled, _ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
-    ours = FAMILIES["hidream"].at([(str(tmp_path / str(n)), str(tmp_path / str(n))) for n in range(4)]).build()
-    cond = ours(PROMPTS)
-    compare(cond, Cond(text, None, pooled))
-    assert cond.states is not None
-    assert torch.allclose(cond.states, states.transpose(0, 1), atol=1e-5)
 
 
 def test_the_instruction_of_sana_is_word_by_word_theirs() -> None:
@@ -136,3 +124,48 @@ def test_a_left_out_encoder_says_zeros() -> None:
     assert not text.any()
     assert cond.mask is not None
     assert cond.mask.sum(1).tolist() == [77] * 2
+
+
+def test_a_language_model_gives_transfusion_the_numbers_of_its_tokens(tmp_path: Path) -> None:
+    tokenizer = peers.letters()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    text = FAMILIES["transfusion"].at([("", str(tmp_path / "tokenizer"))])
+    denoiser = TransfusionConfig(width=32, depth=1, heads=4, hidden=48, vocabulary=len(tokenizer) + 1, channels=3)
+    pipeline = sampled(text, denoiser, tmp_path)
+    cond = pipeline.encode(["a red star", ""])
+    assert cond.tokens is not None
+    ids = tokenizer("a red star").input_ids
+    assert cond.tokens[0].tolist() == ids + [-1] * (64 - len(ids))
+    assert (cond.tokens[1] >= 0).sum() == 1  # what begins a text
+
+
+def test_a_language_model_gives_fuse_dit_keys_and_values(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, tokenizer = peers.gemma()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "llm")
+    text = FAMILIES["fuse-dit"].at([(str(tmp_path / "llm"), str(tmp_path / "llm"))])
+    denoiser = FuseDiTConfig(width=16, depth=3, heads=2, kv_heads=1, head=8, hidden=32, channels=3)
+    pipeline = sampled(text, denoiser, tmp_path)
+    cond = pipeline.encode(["a red star", "circle"])
+    assert cond.states is not None
+    assert cond.states_mask is not None
+    ids = tokenizer("circle", return_tensors="pt").input_ids
+    assert cond.states_mask.sum(1).tolist() == [len("<a_red_star"), len("<circle")]
+    alone = keys_and_values(model, ids, torch.ones_like(ids, dtype=torch.bool))
+    assert torch.allclose(cond.states[1:, :, cond.states_mask[1]], alone, atol=1e-5)
+
+
+def sampled(text: PublishedConfig, denoiser: DenoiserConfig, folder: Path) -> Pipeline:
+    """A pipeline that draws what it is told, and the same when it was saved and loaded."""
+    torch.manual_seed(0)
+    pipeline = PipelineConfig(text, denoiser, sampling=Sampling(8, 2, 2.0)).build()
+    for parameter in pipeline.denoiser.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    images = pipeline(["a red star", "circle"], seed=[0, 0])
+    assert images.shape == (2, 3, 8, 8)
+    assert float((images[0] - images[1]).abs().max()) > 1e-3
+    pipeline.save(folder / "saved")
+    assert torch.equal(load(folder / "saved")(["a red star", "circle"], seed=[0, 0]), images)
+    return pipeline

@@ -40,11 +40,15 @@ class Codec(nn.Module, ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, H / f, W / f), normalised."""
-        return self.normalise(self.compress(images))
+        return self.normalise(self.compress(self._in_precision(images)).to(images.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, H / f, W / f), normalised -> (B, 3, H, W), clamped to [-1, 1]."""
-        return self.restore(latents / self.scale + self.shift).clamp(-1, 1)
+        return self.restore(self._in_precision(latents / self.scale + self.shift)).to(latents.dtype).clamp(-1, 1)
+
+    def _in_precision(self, x: Tensor) -> Tensor:
+        """In the precision of the weights, where there are any."""
+        return x.to(next(self.parameters(), x).dtype)
 
     @abstractmethod
     def compress(self, images: Tensor) -> Tensor:

@@ -42,6 +42,9 @@ def guided(conditional: Denoise, both: Branches, rule: Rule, interval: tuple[flo
     """
     _check_interval(interval)
 
+    def always(x: Tensor, t: Tensor) -> Tensor:
+        return rule(x, t, *both(x, t))
+
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         inside = _inside(t, interval)
         if not inside.any():
@@ -50,7 +53,7 @@ def guided(conditional: Denoise, both: Branches, rule: Rule, interval: tuple[flo
         v = rule(x, t, v_c, v_u)
         return v if inside.all() else torch.where(like(inside, x), v, v_c)
 
-    return denoise
+    return always if interval == ALWAYS else denoise  # which does not wait for the device to know
 
 
 def _check_interval(interval: tuple[float, float]) -> None:
@@ -92,7 +95,10 @@ def rescaled(rule: Rule, share: float = 0.7) -> Rule:
 
 
 def renormed(rule: Rule, limit: float = 1.0) -> Rule:
-    """The rule's velocity with a norm of at most `limit` times the conditional's, each sample for itself (Qin et al. 2025)."""
+    """The rule's velocity with a norm of at most `limit` times the conditional's, each sample for itself (Qin et al. 2025).
+
+    Diffusers' pipeline of Lumina 2 gives every row of the latents the norm of the conditional's row instead, larger or smaller.
+    """
     above(0, limit=limit)
 
     def renorm(x: Tensor, t: Tensor, v_c: Tensor, v_u: Tensor) -> Tensor:
@@ -142,6 +148,16 @@ def cfg_zero_star(scale: float, still: float = 0.04) -> Rule:
         return torch.where(like(t > 1 - still, x), 0.0, best + scale * (v_c - best))
 
     return rule
+
+
+RULES: dict[str, Callable[[float], Rule]] = {
+    "cfg": linear,
+    "rescaled": lambda scale: rescaled(linear(scale)),
+    "renormed": lambda scale: renormed(linear(scale)),
+    "apg": apg,
+    "cfg_zero_star": cfg_zero_star,
+}
+"""Rules that need two branches and a scale, by name, each with the settings of its paper. Make one for each generation."""
 
 
 def skip_layer(rule: Rule, skipped: Denoise, scale: float, interval: tuple[float, float] = ALWAYS) -> Rule:

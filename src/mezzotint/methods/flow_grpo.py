@@ -181,7 +181,7 @@ class FlowGRPO(Method):
 
     def _denoise(self, pipeline: Pipeline, prompts: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
         settings = pipeline.config.sampling
-        return pipeline.guided(pipeline.encode(prompts), settings.guidance, interval=settings.interval)
+        return pipeline.guided(pipeline.encode(prompts), settings.guidance, interval=settings.interval, rule=settings.rule)
 
     def _times(self) -> Tensor:
         return self.student.times(self.student.config.sampling.replace(steps=self.config.steps))

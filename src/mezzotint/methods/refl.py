@@ -96,7 +96,7 @@ class ReFL(Method):
         size = (batch.images.shape[-2], batch.images.shape[-1])
         noise = randn_like(batch.images.new_empty(len(prompts), *student.codec.latent_shape(size)), None)
         x, grad = student.entered(noise, times), torch.is_grad_enabled()
-        denoise = student.guided(student.encode(prompts), settings.guidance, interval=settings.interval)
+        denoise = student.guided(student.encode(prompts), settings.guidance, interval=settings.interval, rule=settings.rule)
         for number in range(stop + 1):
             t = times[number].to(x).expand(len(x))
             s = times[number + 1].to(x) if number < stop else torch.zeros_like(times[0]).to(x)

@@ -1,12 +1,13 @@
 """Where it fits: prompts to the conditions that denoisers take.
 
-In: a byte-level encoder that is trained with the model and needs no download; those of published models, frozen.
+In: a byte-level encoder that is trained with the model and needs no download; those of published models, frozen; classes.
 Out: caption writing (worlds, data).
 Gotchas: the empty prompt is the null condition, in every encoder.
 """
 
 from mezzotint.text.bytes import ByteEncoder, ByteEncoderConfig
+from mezzotint.text.classes import Classes, ClassesConfig
 from mezzotint.text.encoder import TextConfig, TextEncoder
 from mezzotint.text.published import EncoderConfig, PublishedConfig
 
-__all__ = ["ByteEncoder", "ByteEncoderConfig", "EncoderConfig", "PublishedConfig", "TextConfig", "TextEncoder"]
+__all__ = ["ByteEncoder", "ByteEncoderConfig", "Classes", "ClassesConfig", "EncoderConfig", "PublishedConfig", "TextConfig", "TextEncoder"]

@@ -69,7 +69,7 @@ class ByteEncoder(TextEncoder):
         words = self.norm_words(self.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])) * mask[..., None]
         words = words + self.neighbours(words.mT).mT
         place = torch.arange(tokens.shape[1], dtype=torch.float32, device=tokens.device)
-        x = words + sinusoid(place, self.config.width)
+        x = words + sinusoid(place, self.config.width).to(words.dtype)
         rotation = rope(place[:, None], (self.config.width // self.config.heads,))
         # A masked query attends to something too, or an empty prompt would divide nothing by nothing.
         keys = mask | ~mask.any(dim=1, keepdim=True)

@@ -17,6 +17,7 @@ def keys_and_values(llm: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     from transformers import DynamicCache
 
     place = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = llm(tokens, attention_mask=mask.long(), position_ids=place, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    cache = DynamicCache()  # of whole layers, where Gemma's own keeps a window of some
+    llm(tokens, attention_mask=mask.long(), position_ids=place, past_key_values=cache, use_cache=True)
     layers = [(layer.keys.unflatten(-1, (2, -1)).mT.flatten(-2), layer.values) for layer in cache.layers]
     return torch.stack([torch.cat([part.transpose(1, 2).flatten(2) for part in layer], dim=-1) for layer in layers], dim=1)

@@ -1,8 +1,8 @@
 """The text encoders of published models: CLIP, T5 and language models such as Gemma, through transformers.
 
-A pipeline has one or several. Each gives the features of tokens, one vector for the whole prompt, or both, and `FAMILIES` says how
-they are put together. The encoders are frozen: they are never trained here, belong to no optimizer and no
-checkpoint, and copies of a pipeline share them. Their files are safetensors, and stay in the format of transformers.
+A pipeline has one or several. Each gives features of tokens, one vector for the whole prompt, what is in all of its layers, or the
+numbers of its tokens, and `FAMILIES` says how they are put together. The encoders are frozen: they are never trained here, belong to no
+optimizer and no checkpoint, and copies of a pipeline share them. Their files are safetensors, and stay in the format of transformers.
 
 Where we differ: with a negative prompt of its own, SANA and Lumina 2 leave their instruction out; here only the empty prompt goes
 without, which is their default.
@@ -24,6 +24,7 @@ from mezzotint import config
 from mezzotint.errors import UserError
 from mezzotint.models.cond import Cond
 from mezzotint.text.encoder import TextConfig, TextEncoder
+from mezzotint.text.layers import keys_and_values
 
 FILES = "text"  # folder of the encoders in a pipeline's
 
@@ -58,9 +59,10 @@ class EncoderConfig(config.Config, kind="encoder"):
     folder there; without weights the encoder is left out, and what it would give is zeros of `width` and `pooled_width`. length:
     tokens of a prompt, to which all are padded; longer ones are cut, with a warning. text: whether the features stand after those of
     the encoder before, beside them channel by channel, or are not taken. layer: of which hidden state; -1 is the last, normalised.
-    pooled: the vector of the whole prompt, with CLIP's projection or without. states: whether all layers are taken. masked: who
-    does not see padding. lower: whether prompts are written small. instruction: what is
-    said before every prompt but the empty one; apart: whether it does not count as part of the length, nor is it taken.
+    pooled: the vector of the whole prompt, with CLIP's projection or without. states: whether the hidden states of all layers are
+    taken; keys: whether their keys and values are (`text.layers`). tokens: whether their numbers are taken, which need no weights.
+    masked: who does not see padding. lower: whether prompts are written small. instruction: what is said before every prompt but the
+    empty one; apart: whether it does not count as part of the length, nor is it taken.
     """
 
     family: Literal["clip", "t5", "llm"] = "clip"
@@ -71,6 +73,8 @@ class EncoderConfig(config.Config, kind="encoder"):
     layer: int = -1
     pooled: Literal["projected", "plain", "none"] = "none"
     states: bool = False
+    keys: bool = False
+    tokens: bool = False
     masked: Literal["nobody", "encoder", "all"] = "nobody"
     lower: bool = False
     instruction: str = ""
@@ -103,36 +107,57 @@ class PublishedConfig(TextConfig, kind="published"):
         return self.replace(encoders=tuple(placed))
 
 
-class Encoder:
-    """An encoder and its tokenizer, which are no part of any module: frozen, and shared by copies."""
+class Tokenizer:
+    """A tokenizer alone, which says the numbers of tokens. Copies share it."""
 
     def __init__(self, config: EncoderConfig) -> None:
         import transformers
 
-        with torch.device("cpu"):
-            self._load(config, transformers)
-
-    def _load(self, config: EncoderConfig, transformers: Any) -> None:
-        heads = {"projected": transformers.CLIPTextModelWithProjection, "plain": transformers.CLIPTextModel}
-        clip = heads.get(config.pooled, transformers.CLIPTextModel)
-        model = {"clip": clip, "t5": transformers.T5EncoderModel, "llm": transformers.AutoModel}[config.family]
         self.config = config
-        self.model: Any = _pretrained(model, config.weights, use_safetensors=True, dtype="auto").requires_grad_(False).eval()
         self.tokenizer: Any = _pretrained(transformers.AutoTokenizer, config.tokenizer)
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:  # Llama's
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def store(self, folder: Path) -> None:
-        """Write weights and tokenizer."""
-        self.model.save_pretrained(folder)
+        """Write what there is."""
         self.tokenizer.save_pretrained(folder)
 
     def read(self, prompts: Sequence[str]) -> "Said":
-        """What the encoder says of B prompts."""
+        """What is said of B prompts."""
+        tokens = self.tokens(prompts, self.config.length)
+        mask = tokens.attention_mask
+        return Said(torch.zeros(*mask.shape, 0), mask.bool(), numbers=_numbers(tokens))
+
+    def tokens(self, texts: Sequence[str], length: int) -> Any:
+        """input_ids and attention_mask (B, length) of texts; what is longer is cut, with a warning."""
+        for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
+            if len(ids) > length:
+                warnings.warn(f"prompt cut from {len(ids)} to {length} tokens: {text[:60]!r}...", stacklevel=2)
+        return self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+class Encoder(Tokenizer):
+    """An encoder and its tokenizer. It is frozen and no part of any module."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        import transformers
+
+        super().__init__(config)
+        heads = {"projected": transformers.CLIPTextModelWithProjection, "plain": transformers.CLIPTextModel}
+        clip = heads.get(config.pooled, transformers.CLIPTextModel)
+        model: Any = {"clip": clip, "t5": transformers.T5EncoderModel, "llm": transformers.AutoModel}[config.family]
+        with torch.device("cpu"):
+            self.model: Any = _pretrained(model, config.weights, use_safetensors=True, dtype="auto").requires_grad_(False).eval()
+
+    def store(self, folder: Path) -> None:
+        super().store(folder)
+        self.model.save_pretrained(folder)
+
+    def read(self, prompts: Sequence[str]) -> "Said":
         if self.config.lower:
             prompts = [prompt.lower().strip() for prompt in prompts]
         if not self.config.instruction:
@@ -143,26 +168,34 @@ class Encoder:
 
     @torch.no_grad()
     def _read(self, prompts: Sequence[str], instruction: str) -> "Said":
-        length = self.config.length
-        if instruction and self.config.apart:
+        config, length = self.config, self.config.length
+        if instruction and config.apart:
             length += len(self.tokenizer.encode(instruction)) - 2
-        texts = [instruction + prompt for prompt in prompts]
-        for prompt, ids in zip(prompts, self.tokenizer(texts).input_ids, strict=True):
-            if len(ids) > length:
-                warnings.warn(f"prompt cut from {len(ids)} to {length} tokens: {prompt[:60]!r}...", stacklevel=2)
-        tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.model.device)
-        mask = None if self.config.masked == "nobody" else tokens.attention_mask
+        tokens = self.tokens([instruction + prompt for prompt in prompts], length).to(self.model.device)
+        mask = None if config.masked == "nobody" else tokens.attention_mask
         out = self.model(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
-        features = out.last_hidden_state if self.config.layer == -1 else out.hidden_states[self.config.layer]
-        pooled = {"projected": "text_embeds", "plain": "pooler_output"}.get(self.config.pooled)
+        features = out.last_hidden_state if config.layer == -1 else out.hidden_states[config.layer]
+        pooled = {"projected": "text_embeds", "plain": "pooler_output"}.get(config.pooled)
         # Of an instruction apart, the first token is taken, on which language models rest their attention, and the end.
-        taken = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(length - self.config.length + 1, length)])
+        taken = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(length - config.length + 1, length)])
         return Said(
             features[:, taken],
-            mask[:, taken].bool() if mask is not None and self.config.masked == "all" else None,
+            mask[:, taken].bool() if mask is not None and config.masked == "all" else None,
             None if pooled is None else getattr(out, pooled),
-            torch.stack(out.hidden_states[1:], dim=1) if self.config.states else None,
+            self._states(tokens, out),
+            _numbers(tokens) if config.tokens else None,
         )
+
+    def _states(self, tokens: Any, out: Any) -> Tensor | None:
+        """What is taken of all layers."""
+        if self.config.keys:
+            return keys_and_values(self.model, tokens.input_ids, tokens.attention_mask)
+        return torch.stack(out.hidden_states[1:], dim=1) if self.config.states else None
+
+
+def _numbers(tokens: Any) -> Tensor:
+    numbers: Tensor = tokens.input_ids.masked_fill(tokens.attention_mask == 0, -1)
+    return numbers
 
 
 class Absent:
@@ -179,17 +212,22 @@ class Absent:
         config, rows = self.config, len(prompts)
         mask = torch.zeros(rows, config.length, dtype=torch.bool) if config.masked == "all" else None
         pooled = None if config.pooled == "none" else torch.zeros(rows, config.pooled_width)
-        return Said(torch.zeros(rows, config.length, config.width), mask, pooled, None)
+        return Said(torch.zeros(rows, config.length, config.width), mask, pooled)
 
 
 @dataclass
 class Said:
-    """What one encoder says: features (B, L, D), mask (B, L), pooled (B, D'), states (B, layers, L, D)."""
+    """What one encoder says: features (B, L, D), mask (B, L), pooled (B, D'), states (B, layers, L, D), numbers of tokens (B, L)."""
 
     features: Tensor
-    mask: Tensor | None
-    pooled: Tensor | None
-    states: Tensor | None
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+    states: Tensor | None = None
+    numbers: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Said":
+        """The same on another device."""
+        return Said(*(None if x is None else x.to(device) for x in vars(self).values()))  # type: ignore[arg-type]
 
 
 def _pretrained(kind: Any, place: str, **options: Any) -> Any:
@@ -214,7 +252,7 @@ class Published(TextEncoder):
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoders = tuple(Encoder(e) if e.weights else Absent(e) for e in config.encoders)
+        self.encoders = tuple(Encoder(e) if e.weights else Tokenizer(e) if e.tokens else Absent(e) for e in config.encoders)
         self.register_buffer("here", torch.zeros(0, device="cpu"), persistent=False)  # moves with the pipeline, and tells where it is
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -227,7 +265,7 @@ class Published(TextEncoder):
 
     def forward(self, prompts: Sequence[str]) -> Cond:
         device = self.here.device
-        said = [encoder.read(prompts) for encoder in self.encoders]
+        said = [encoder.read(prompts).to(device) for encoder in self.encoders]
         runs: list[list[Said]] = []
         for encoder, one in zip(self.config.encoders, said, strict=True):
             if encoder.text == "after":
@@ -235,25 +273,29 @@ class Published(TextEncoder):
             elif encoder.text == "beside":
                 runs[-1].append(one)
         tokens = [torch.cat([one.features.float() for one in run], dim=2) for run in runs]
-        width = max(x.shape[2] for x in tokens)
-        text = torch.cat([F.pad(x, (0, width - x.shape[2])) for x in tokens], dim=1).to(device)
+        width = max((x.shape[2] for x in tokens), default=1)
+        nothing = torch.zeros(len(prompts), 0, device=device)
+        text = torch.cat([nothing.new_zeros(len(prompts), 0, width), *(F.pad(x, (0, width - x.shape[2])) for x in tokens)], dim=1)
         masks = [torch.ones_like(run[0].features[..., 0], dtype=torch.bool) if run[0].mask is None else run[0].mask for run in runs]
         mask = torch.cat(masks, dim=1) if any(run[0].mask is not None for run in runs) else None
-        pooled = [one.pooled.float() for one in said if one.pooled is not None]
-        states = [(one.states.float(), one.mask) for one in said if one.states is not None]
-        cond = Cond(text, mask, torch.cat(pooled, dim=1) if pooled else text.new_zeros(len(text), 0))
-        if states:
-            cond.states, cond.states_mask = states[0]
+        cond = Cond(text, mask, torch.cat([nothing, *(one.pooled.float() for one in said if one.pooled is not None)], dim=1))
+        for one in said:
+            if one.states is not None:
+                cond.states, cond.states_mask = one.states.float(), one.mask
+            if one.numbers is not None:
+                cond.tokens = one.numbers
         if self.config.zeros:
             given = torch.tensor([bool(prompt) for prompt in prompts], device=device)
             cond.text, cond.pooled = cond.text * given[:, None, None], cond.pooled * given[:, None]
-        return cond.to(device)
+        return cond
 
     def store(self, folder: Path) -> PublishedConfig:
-        places = [f"{FILES}/{number}" if e.weights else "" for number, e in enumerate(self.config.encoders)]
+        places = [f"{FILES}/{number}" for number in range(len(self.encoders))]
         for place, encoder in zip(places, self.encoders, strict=True):
             encoder.store(folder / place)
-        return self.config.at([(place, place) for place in places])
+        return self.config.at(
+            [(place if e.weights else "", place if e.tokenizer else "") for place, e in zip(places, self.config.encoders, strict=True)]
+        )
 
 
 CLIP = EncoderConfig(layer=-2, pooled="projected")
@@ -265,6 +307,7 @@ FAMILIES: dict[str, PublishedConfig] = {
     "sdxl": PublishedConfig((CLIP.replace(pooled="none"), CLIP.replace(text="beside")), zeros=True),
     "sd3": PublishedConfig((CLIP, CLIP.replace(text="beside"), T5.replace(length=256))),
     "flux": PublishedConfig((EncoderConfig(text="none", pooled="plain"), T5)),
+    "pixart-alpha": PublishedConfig((T5.replace(length=120, masked="all", lower=True),)),
     "pixart": PublishedConfig((T5.replace(length=300, masked="all", lower=True),)),
     "sana": PublishedConfig((LLM.replace(lower=True, instruction=SANA_INSTRUCTION, apart=True),)),
     "lumina2": PublishedConfig((LLM.replace(length=256, layer=-2, instruction=LUMINA2_INSTRUCTION),)),
@@ -276,5 +319,7 @@ FAMILIES: dict[str, PublishedConfig] = {
             LLM.replace(length=128, masked="encoder", text="none", states=True),
         )
     ),
+    "transfusion": PublishedConfig((LLM.replace(length=64, text="none", tokens=True),)),
+    "fuse-dit": PublishedConfig((LLM.replace(length=256, text="none", keys=True),)),
 }
 """How the encoders of each family of models are read; `at` says where they are."""

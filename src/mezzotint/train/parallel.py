@@ -28,7 +28,7 @@ from mezzotint import config
 from mezzotint.errors import UserError
 from mezzotint.methods.method import Role
 from mezzotint.models.denoiser import blocks
-from mezzotint.pipeline import Pipeline
+from mezzotint.pipeline import DeviceName, Pipeline, find_device
 
 
 @dataclass
@@ -42,7 +42,7 @@ class ParallelConfig(config.Config, kind="parallel"):
     are float32 in any case. timeout: minutes after which a rank that waits for another gives up.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     shard: int = 0
     replicate_text: bool = False
     checkpoint: Literal["none", "selective", "full"] = "none"
@@ -68,7 +68,9 @@ class Ranks:
     def __init__(self, config: ParallelConfig) -> None:
         self.config = config
         self.world, self.rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-        self.device = _device(config.device)
+        self.device = find_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.mesh: DeviceMesh | None = None
         if self.world > 1:
             if not dist.is_initialized():
@@ -172,19 +174,6 @@ def report(error: Exception) -> None:
     """Write why this rank ends into the file where torchrun looks for it, so that it can say which rank was the first to fail."""
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
         get_error_handler().record_exception(error)
-
-
-def _device(name: str) -> torch.device:
-    """The device of this process. UserError for a GPU that is not there."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not there):
-        return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if local >= there:
-        found = f"torch finds {there} GPU{'s' * (there != 1)} here, and this process is number {local} of the machine"
-        raise UserError(f"{found}; start fewer processes, or set --parallel.device cpu")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
 
 
 def _mesh(kind: str, world: int, shard: int) -> DeviceMesh:

@@ -1,4 +1,8 @@
-"""Names of DiT's weights in diffusers' DiTTransformer2DModel."""
+"""Names of DiT's weights in diffusers' DiTTransformer2DModel.
+
+With the same weights diffusers draws other pictures than the published code and we do: it sets the frequencies of the time 1 / 127 of their
+scale apart, and not 1 / 128.
+"""
 
 from mezzotint.models.class_dit import ClassDiTConfig
 from mezzotint.weights.names import Names, Rule, conv, copies, fuse

@@ -5,16 +5,26 @@ asks for something that we do not have, and is refused. So what is written is al
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, fields
+from math import ceil, isclose
 from typing import Any
 
 from mezzotint.codecs import CodecConfig, DeepConfig, KLConfig
 from mezzotint.config import Data
 from mezzotint.errors import UserError, unknown
-from mezzotint.models import DenoiserConfig, FluxConfig, Lumina2Config, MMDiTConfig, PixArtConfig, SanaConfig, UNetConfig
+from mezzotint.models import (
+    ClassDiTConfig,
+    DenoiserConfig,
+    FluxConfig,
+    HiDreamConfig,
+    Lumina2Config,
+    MMDiTConfig,
+    PixArtConfig,
+    SanaConfig,
+    UNetConfig,
+)
 from mezzotint.models.unet import FREQUENCIES, NUMBERS
-from mezzotint.weights import deep, flux, kl, lumina2, mmdit, pixart, sana, unet
+from mezzotint.weights import class_dit, deep, flux, hidream, kl, lumina2, mmdit, pixart, sana, unet
 from mezzotint.weights.names import Names
 
 
@@ -174,11 +184,45 @@ def _write_pixart(config: PixArtConfig) -> Data:
     }
 
 
-def _place_pixart(config: PixArtConfig) -> Data:
-    """What does not come back as it was: the span of positions is a size and a scale there, and the size of pictures may be implied."""
-    scale = max(round(config.span * config.patch / 64), 1)
-    side = round(config.span * scale) * config.patch
-    return {"sample_size": side, "interpolation_scale": scale, "use_additional_conditions": config.size}
+def _place_pixart(config: PixArtConfig, side: int) -> Data:
+    """Positions span the same at any size, which theirs says with a scale. It tells a network the picture's size at 128 and at no other."""
+    side = 128 if config.size else side
+    return {"sample_size": side, "interpolation_scale": side // config.patch / config.span, "use_additional_conditions": config.size}
+
+
+def _read_class_dit(data: Data) -> ClassDiTConfig:
+    return ClassDiTConfig(
+        width=data["num_attention_heads"] * data["attention_head_dim"],
+        depth=data["num_layers"],
+        heads=data["num_attention_heads"],
+        patch=data["patch_size"],
+        channels=data["in_channels"],
+        classes=data["num_embeds_ada_norm"],
+        span=data["sample_size"] / data["patch_size"],
+        variance=data["out_channels"] == 2 * data["in_channels"],
+    )
+
+
+def _write_class_dit(config: ClassDiTConfig) -> Data:
+    return {
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.channels,
+        "out_channels": (2 if config.variance else 1) * config.channels,
+        "num_layers": config.depth,
+        "attention_bias": True,
+        "sample_size": round(config.span * config.patch),
+        "patch_size": config.patch,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": config.classes,
+        "norm_type": "ada_norm_zero",
+        "norm_elementwise_affine": False,
+    }
+
+
+def _dit_epsilon(config: ClassDiTConfig, side: int) -> Data:
+    """The paper's epsilon of norms. Theirs is ten times that where a description is silent, as the published ones are."""
+    return {"norm_eps": 1e-6}
 
 
 def _read_sana(data: Data) -> SanaConfig:
@@ -250,6 +294,51 @@ def _write_lumina2(config: Lumina2Config) -> Data:
         "scaling_factor": 1.0,
         "axes_dim_rope": list(config.axes),
         "cap_feat_dim": config.text_width,
+    }
+
+
+def _read_hidream(data: Data) -> HiDreamConfig:
+    width = data["num_attention_heads"] * data["attention_head_dim"]
+    text_width, states_width = data["caption_channels"]
+    return HiDreamConfig(
+        width=width,
+        joint=data["num_layers"],
+        single=data["num_single_layers"],
+        layers=tuple(data["llama_layers"]),
+        heads=data["num_attention_heads"],
+        axes=tuple(data["axes_dims_rope"]),
+        experts=data["num_routed_experts"],
+        active=data["num_activated_experts"],
+        hidden=_two_thirds(4 * width),
+        shared=_two_thirds(2 * width),
+        patch=data["patch_size"],
+        channels=data["in_channels"],
+        text_width=text_width,
+        states_width=states_width,
+        pooled_width=data["text_emb_dim"],
+    )
+
+
+def _two_thirds(width: int) -> int:
+    """The hidden width of a SwiGLU with the weights of a plain MLP of that width, rounded up to a multiple of 256."""
+    return 256 * ceil(2 * width // 3 / 256)
+
+
+def _write_hidream(config: HiDreamConfig) -> Data:
+    return {
+        "patch_size": config.patch,
+        "in_channels": config.channels,
+        "out_channels": config.channels,
+        "num_layers": config.joint,
+        "num_single_layers": config.single,
+        "attention_head_dim": config.width // config.heads,
+        "num_attention_heads": config.heads,
+        "caption_channels": [config.text_width, config.states_width],
+        "text_emb_dim": config.pooled_width,
+        "num_routed_experts": config.experts,
+        "num_activated_experts": config.active,
+        "axes_dims_rope": list(config.axes),
+        "llama_layers": list(config.layers),
     }
 
 
@@ -330,8 +419,8 @@ def _write_deep(config: DeepConfig) -> Data:
 class Architecture:
     """One class of diffusers: how its descriptions are read and written, and where its weights are.
 
-    also: what is written beside, but not compared. older: names that files had before. original: the names of the publisher's own
-    single files.
+    also: what is written beside, but not compared, with the side of the latents that a pipeline draws. older: names that files had
+    before. original: the names of the publisher's own single files.
     """
 
     name: str
@@ -341,7 +430,7 @@ class Architecture:
     names: Callable[[Any], Names]
     older: Callable[[Any], Names] | None = None
     original: Callable[[Any], Names] | None = None
-    also: Callable[[Any], Data] = lambda config: {}
+    also: Callable[[Any, int], Data] = lambda config, side: {}
 
     def read(self, data: Data) -> Any:
         """A configuration of ours. UserError that names what it says and we do not have."""
@@ -360,34 +449,54 @@ class Architecture:
         names, names_before = self.names(config), self.older(config) if self.older else None
         return names_before if names_before and names_before.knows(files) else names
 
-    def write(self, config: Any) -> Data:
-        """A description of theirs."""
-        return {"_class_name": self.name, **self.write_data(config), **self.also(config)}
+    def write(self, config: Any, side: int) -> Data:
+        """A description of theirs, where pictures are `side` latents wide. UserError where theirs has no words for what ours is."""
+        data = {"_class_name": self.name, **self.write_data(config), **self.also(config, side)}
+        read = self.read_data(data)
+        for name in (f.name for f in fields(config) if f.name != "prediction"):  # that is said by the scheduler
+            ours, theirs = getattr(config, name), getattr(read, name)
+            if not _same(ours, theirs):
+                raise UserError(
+                    f"this network has {name} {ours!r}, and a {self.name} of diffusers only {theirs!r} with the rest of its sizes"
+                )
+        return data
 
 
-def _lumina2_hidden(config: Lumina2Config) -> Data:
+def _drawn(config: DenoiserConfig, side: int) -> Data:
+    return {"sample_size": side}
+
+
+def _lumina2_hidden(config: Lumina2Config, side: int) -> Data:
     """Their hidden width is four times the width, rounded up to a multiple: of itself, ours is what it is."""
-    return {"multiple_of": config.hidden, "ffn_dim_multiplier": None}
+    return {"sample_size": side, "multiple_of": config.hidden, "ffn_dim_multiplier": None}
 
 
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture("UNet2DConditionModel", UNetConfig, _read_unet, _write_unet, unet.diffusers, original=unet.original),
+        Architecture("UNet2DConditionModel", UNetConfig, _read_unet, _write_unet, unet.diffusers, None, unet.original, _drawn),
         Architecture("SD3Transformer2DModel", MMDiTConfig, _read_mmdit, _write_mmdit, mmdit.diffusers, original=mmdit.original),
         Architecture("FluxTransformer2DModel", FluxConfig, _read_flux, _write_flux, flux.diffusers, original=flux.original),
         Architecture("PixArtTransformer2DModel", PixArtConfig, _read_pixart, _write_pixart, pixart.diffusers, also=_place_pixart),
-        Architecture("SanaTransformer2DModel", SanaConfig, _read_sana, _write_sana, sana.diffusers),
+        Architecture("DiTTransformer2DModel", ClassDiTConfig, _read_class_dit, _write_class_dit, class_dit.diffusers, also=_dit_epsilon),
+        Architecture("SanaTransformer2DModel", SanaConfig, _read_sana, _write_sana, sana.diffusers, also=_drawn),
         Architecture("Lumina2Transformer2DModel", Lumina2Config, _read_lumina2, _write_lumina2, lumina2.diffusers, also=_lumina2_hidden),
+        Architecture("HiDreamImageTransformer2DModel", HiDreamConfig, _read_hidream, _write_hidream, hidream.diffusers),
         Architecture("AutoencoderKL", KLConfig, _read_kl, _write_kl, kl.diffusers, kl.diffusers_old, kl.original),
         Architecture("AutoencoderDC", DeepConfig, _read_deep, _write_deep, deep.diffusers),
     )
 }
 
+# What both were called when they were published, and how they are told apart.
+BEFORE = "Transformer2DModel"
+NORMS = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
+
 
 def of_theirs(data: Data) -> Architecture:
     """The architecture that a description of theirs is of."""
     name = str(data.get("_class_name"))
+    if name == BEFORE:
+        name = NORMS.get(str(data.get("norm_type")), name)
     if name not in ARCHITECTURES:
         raise unknown("architecture", name, ARCHITECTURES)
     return ARCHITECTURES[name]
@@ -412,4 +521,4 @@ def _same(given: Any, value: Any) -> bool:
         count = len(given) if isinstance(given, list | tuple) else len(value)
         mine = _each(value, count)
         return len(mine) == count and all(_same(a, b) for a, b in zip(_each(given, count), mine, strict=True))
-    return bool(given == value)
+    return isclose(given, value) if isinstance(given, float) and isinstance(value, float) else bool(given == value)

@@ -1,20 +1,23 @@
-"""Reading safetensors files, whole or in shards, tensor by tensor.
+"""Reading safetensors files, whole or in shards, tensor by tensor; writing them shard by shard.
 
 Nothing else is read: a pickle (.bin, .ckpt, .pt, .pth) runs whatever code its writer put into it.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mezzotint.config import inside
 from mezzotint.errors import UserError
 
+SHARD = 10 * 10**9  # bytes; diffusers' own
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -98,6 +101,40 @@ def read_folder(folder: Path, stem: str) -> Stored:
     if pickles:
         opened(pickles[0])
     raise UserError(f"no weights in {folder}: expected {whole.name} or {index.name}")
+
+
+def write_folder(folder: Path, stem: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], limit: int = SHARD) -> None:
+    """Write STEM.safetensors, or shards and STEM.safetensors.index.json where that would be larger than `limit` bytes.
+
+    sizes: of the tensors in bytes. A shard is as large as the limit at most, but for a single tensor that is larger. Tensors are asked
+    for shard by shard, and copied: several may be views of one. Files that the folder held under these names before are removed.
+    """
+    shards = _shards(sizes, limit)
+    files = [f"{stem}-{k:05}-of-{len(shards):05}.safetensors" for k in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else [f"{stem}.safetensors"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if re.fullmatch(rf"{re.escape(stem)}(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name):
+            path.unlink()
+    for file, names in zip(files, shards, strict=True):
+        save_file({name: tensors[name].clone(memory_format=torch.contiguous_format) for name in names}, folder / file, {"format": "pt"})
+    if len(shards) > 1:
+        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, as many in a row as there is room for."""
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ the two sides cut or turn their tensors differently, the rule has a `Change`:
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -195,6 +195,24 @@ class Names:
                 theirs = tuple(_numbered(n, numbers) + leaf for n in rule.side("theirs"))
                 return Move(ours, theirs, rule.change)
         return None
+
+
+class Renamed(Mapping[str, Tensor]):
+    """A state dict of ours under their names; each tensor is made when it is asked for. ValueError as in `Names.plan`."""
+
+    def __init__(self, state: Mapping[str, Tensor], names: Names) -> None:
+        self._state = state
+        self._moves = {name: move for move in names.plan(state, "ours") for name in move.theirs}
+
+    def __getitem__(self, name: str) -> Tensor:
+        move = self._moves[name]
+        return move.change.to_theirs([self._state[ours] for ours in move.ours])[move.theirs.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moves)
+
+    def __len__(self) -> int:
+        return len(self._moves)
 
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], names: Names) -> None:
