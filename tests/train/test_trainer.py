@@ -19,6 +19,8 @@ from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.methods.method import MethodConfig
+from mezzotint.models import lora
+from mezzotint.models.lora import LoRAConfig
 from mezzotint.pipeline import load
 from mezzotint.train import checkpoint
 from mezzotint.train.guard import NonFiniteError
@@ -26,6 +28,7 @@ from mezzotint.train.log import read
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.stop import Stopped
 from mezzotint.train.trainer import RunConfig, Trainer
+from mezzotint.weights.lora import read as read_adapter
 
 Make = Callable[..., RunConfig]
 
@@ -268,3 +271,30 @@ def test_wsd_is_constant_until_it_falls_as_one_minus_a_root() -> None:
     assert rates[301:] == sorted(rates[301:], reverse=True)
     assert 0 < rates[-1] < 0.02
     assert OptimConfig(lr=2.0, warmup=10, decay="wsd", cooldown=1.0).rate(10, 400) == 2.0, "warm-up comes first"
+
+
+def test_an_adapter_is_all_that_learns(run_config: Make, tmp_path: Path) -> None:
+    pipeline = run_config().pipeline.build()
+    for p in pipeline.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    pipeline.save(tmp_path / "init")
+    config = replace(run_config(), adapter=LoRAConfig(rank=2, alpha=8.0), init=str(tmp_path / "init"))
+    config.optim = config.optim.replace(lr=1e-2)
+    trained = Trainer(config, tmp_path / "run").run()
+    before, after = load_file(tmp_path / "init" / "model.safetensors"), weights(tmp_path / "run")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    inner = [name for name in lora.layers(pipeline.denoiser) if name.startswith("blocks.") and "modulation" not in name]
+    assert changed == {f"denoiser.{name}.weight" for name in inner}
+    adapted = load(tmp_path / "init")
+    state, _ = read_adapter(tmp_path / "run" / "export" / "adapter", adapted.config.denoiser)
+    lora.load(adapted.denoiser, state)
+    drawn = adapted("a red star")
+    assert torch.allclose(drawn, load(tmp_path / "run")("a red star"), atol=1e-4)
+    assert torch.allclose(drawn, trained("a red star"), atol=1e-4)
+    assert float((drawn - load(tmp_path / "init")("a red star")).abs().max()) > 1e-2
+
+    part = replace(config, train=config.train.replace(deadline=1e-9))
+    with pytest.raises(Stopped):
+        Trainer(part, tmp_path / "parts").run()
+    Trainer(config, tmp_path / "parts").run()
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "parts"))

@@ -7,6 +7,7 @@ starting again is the same as never having stopped, bit for bit on one machine, 
 the order of sums.
 """
 
+import copy
 import json
 import random
 import time
@@ -28,6 +29,7 @@ from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
 from mezzotint.methods.method import MethodConfig, Metrics, Role, Saved, Turn
+from mezzotint.models import lora
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
 from mezzotint.train import checkpoint
 from mezzotint.train.average import FOLDER as AVERAGES
@@ -53,6 +55,7 @@ from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather
 from mezzotint.train.speed import Operations
 from mezzotint.train.stop import Stopped, StopRequest
 from mezzotint.train.track import TrackerName, open_tracker
+from mezzotint.weights.lora import write as write_adapter
 
 LAST_WRITE = 30.0  # seconds that a run which breaks gives to the checkpoint that is being written
 TIMES = "loss_by_time"
@@ -84,7 +87,10 @@ class TrainConfig(config.Config, kind="train"):
 
 @dataclass
 class RunConfig(config.Config, kind="run"):
-    """A whole training run. init: the pipeline to start from (see `pipeline.load`); empty: from scratch."""
+    """A whole training run. init: the pipeline to start from (see `pipeline.load`); empty: from scratch.
+
+    adapter: on the student's denoiser, which is then all that is trained of the student; rank 0 for none.
+    """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     data: WorldsConfig | FolderConfig | PairsConfig = field(default_factory=WorldsConfig)
@@ -94,6 +100,7 @@ class RunConfig(config.Config, kind="run"):
     guard: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    adapter: lora.LoRAConfig = field(default_factory=lambda: lora.LoRAConfig(rank=0))
     init: str = ""
 
 
@@ -129,6 +136,9 @@ class Trainer:
         pipeline = config.pipeline.build()
         if config.init:
             load_weights(pipeline, load(config.init).state_dict(), Path(config.init))
+        if config.adapter.rank:
+            pipeline.requires_grad_(False)
+            lora.add(pipeline.denoiser, config.adapter)
         self.method = config.method.build(pipeline.to(self.ranks.device))
         self.source = source or config.data.build()
         self.loader = Loader(self.source, config.train.batch, streams=config.train.accumulate, device=self.ranks.device)
@@ -169,10 +179,17 @@ class Trainer:
         return module
 
     def whole(self, name: str = "student") -> nn.Module:
-        """What others see of a role, with the weights of all ranks, which all call this; only rank 0 has the weights then."""
+        """What others see of a role, with the weights of all ranks, which all call this; only rank 0 has the weights then.
+
+        An adapter is merged: what is exported needs none.
+        """
         if self.ranks.world > 1:
             gather(self._shown()[name], self.unshared[name], self.ranks.main)
-        return self.unshared[name]
+        module = self.unshared[name]
+        if self.config.adapter.rank and self.ranks.main and isinstance(module, Pipeline):
+            module = copy.deepcopy(module)
+            lora.merge(module.denoiser)
+        return module
 
     def run(self) -> Pipeline:
         """Train to the last step and export. Raises `Stopped` after a clean stop, `BadStepError` where numbers end.
@@ -364,17 +381,19 @@ class Trainer:
     def _export(self) -> Pipeline:
         """Write the pipeline that was trained, and what else is to be used by itself."""
         folder = self.folder / "export"
-        for name in self._shown():
-            module = self.whole(name)
-            if not self.ranks.main:
-                continue
-            if isinstance(module, Pipeline) and name == "student":
-                module.save(folder, getattr(torch, self.config.train.export))
-            elif isinstance(module, Saved) and name != "student":
-                module.save(folder / name)
-        self.ranks.wait()
-        student = self.unshared["student"]
+        modules = {name: self.whole(name) for name in self._shown()}
+        student = modules["student"]
         assert isinstance(student, Pipeline)
+        if self.ranks.main:
+            student.save(folder, getattr(torch, self.config.train.export))
+            for name, module in modules.items():
+                if name != "student" and isinstance(module, Saved):
+                    module.save(folder / name)
+            if self.config.adapter.rank:
+                adapted = self.unshared["student"]
+                assert isinstance(adapted, Pipeline)
+                write_adapter(folder / "adapter", lora.state(adapted.denoiser), student.config.denoiser, "peft")
+        self.ranks.wait()
         return student
 
     def _open(self) -> None:
