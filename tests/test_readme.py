@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import tyro
 
-from mezzotint.cli import VERBS, TrainOptions, _dotted
+from mezzotint.cli import VERBS, _dotted
 from mezzotint.flow.solvers import SOLVERS
+from mezzotint.models import PRESETS
+from mezzotint.options import PlanOptions, TrainOptions
 from mezzotint.recipes import RECIPES
+from mezzotint.recipes.published import published
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -33,7 +36,8 @@ def test_the_tree_is_the_tree() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str) -> None:
-    words = shlex.split(command)
+    started = re.search(r"(?:torchrun|srun) .*-m mezzotint\.cli ([^']*)", command)
+    words = shlex.split(f"mezzotint {started[1]}" if started else command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
@@ -43,8 +47,9 @@ def test_commands_are_understood(command: str) -> None:
         return
     options, _ = VERBS[words[1]]
     parsed, rest = tyro.cli(options, args=words[2:], return_unknown_args=True)
-    if isinstance(parsed, TrainOptions):  # which takes any field of its recipe
-        known = dict(_dotted(RECIPES[parsed.recipe](parsed.size)))
+    if isinstance(parsed, TrainOptions | PlanOptions):  # which take any field of their recipe
+        config = published(parsed.recipe) if parsed.recipe in PRESETS else RECIPES[parsed.recipe]("s")
+        known = dict(_dotted(config))
         rest = [word for word in rest if word.startswith("--") and word.removeprefix("--") not in known]
     assert not rest
 
