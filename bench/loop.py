@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from mezzotint.recipes import tiny
 from mezzotint.train import checkpoint
 from mezzotint.train import trainer as trainer_module
 from mezzotint.train.average import Average
-from mezzotint.train.trainer import RunConfig, Trainer
+from mezzotint.train.trainer import Portion, RunConfig, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "models"))
 
@@ -60,6 +60,8 @@ def timed(function: Callable[[], object]) -> float:
 class Ready:
     """A source that has one batch, at once, and remembers when it was asked for."""
 
+    version = "ready"
+
     def __init__(self, batch: Batch) -> None:
         self.ready, self.asked = batch, list[float]()
 
@@ -80,7 +82,7 @@ def model_flops(trainer: Trainer, size: int) -> int:
     """The FLOPs of the last step's forward and backward pass; counted apart, since counting takes time."""
     batch = trainer.source.batch(trainer.loader.position - 1, size)
     with FlopCounterMode(display=False) as counter:
-        trainer._accumulate([batch], ("student",), 1, {})
+        trainer._accumulate([Portion(0, 0, batch)], len(batch), ("student",), 1, {})
     for optimizer in trainer.optimizers["student"]:
         optimizer.zero_grad()
     return counter.get_total_flops()
@@ -171,8 +173,11 @@ def overhead(rounds: int) -> dict[str, float]:
 
 def write_seconds(stored: Path, folder: Path) -> float:
     """How long the checkpoint that is stored takes to write again."""
-    tensors, state = checkpoint.read(stored)
-    return statistics.median(timed(lambda: checkpoint.write(folder, 0, tensors, state)) for _ in range(3))
+    saved = checkpoint.Checkpoint(stored)
+    tensors = {group: {name: torch.empty(shape) for name, shape in shapes.items()} for group, shapes in saved.shapes.items()}
+    saved.fill(tensors)
+    groups = {group: checkpoint.shares(named, main=True) for group, named in tensors.items()}
+    return statistics.median(timed(lambda: checkpoint.write(folder, 0, groups, dict(saved.state))) for _ in range(3))
 
 
 def checkpoint_pause(rounds: int) -> dict[str, float]:
@@ -249,7 +254,7 @@ def peer_ratio(rounds: int) -> dict[str, float]:
     return {"peer_ratio": statistics.median(ratios), "peer_images_per_second": statistics.median(images)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parts = {
         "sgemm_share": lambda o: sgemm_share(o.size, o.rounds),
         "overhead": lambda o: overhead(max(1, o.rounds // 3)),
@@ -260,7 +265,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(parts), choices=list(parts), metavar="NAME")
     parser.add_argument("--size", default="s", choices=list(tiny.SIZES))
     parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     result: dict[str, float | int | str] = {"threads": torch.get_num_threads(), "size": options.size, "torch": torch.__version__}
     for name in options.only:
         result |= parts[name](options)
