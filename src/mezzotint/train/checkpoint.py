@@ -97,12 +97,13 @@ class Saver:
             self.thread.join(seconds)
         self.check()
 
+    @torch.no_grad()
     def _copy(self, group: str, own: dict[str, Share]) -> dict[str, Share]:
         kept = self.copies.setdefault(group, {})
         for name, share in own.items():
             if name not in kept or kept[name].shape != share.tensor.shape:
                 kept[name] = torch.empty_like(share.tensor, device="cpu", memory_format=torch.contiguous_format)
-            kept[name].copy_(share.tensor.detach())
+        torch._foreach_copy_([kept[name] for name in own], [share.tensor.detach() for share in own.values()])
         return {name: Share(kept[name], share.start) for name, share in own.items()}
 
     def _write(self, step: int, copied: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:
