@@ -103,7 +103,8 @@ class Saver:
         for name, share in own.items():
             if name not in kept or kept[name].shape != share.tensor.shape:
                 kept[name] = torch.empty_like(share.tensor, device="cpu", memory_format=torch.contiguous_format)
-        torch._foreach_copy_([kept[name] for name in own], [share.tensor.detach() for share in own.values()])
+        if own:  # before the first step optimizers have no state
+            torch._foreach_copy_([kept[name] for name in own], [share.tensor.detach() for share in own.values()])
         return {name: Share(kept[name], share.start) for name, share in own.items()}
 
     def _write(self, step: int, copied: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:
