@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mezzotint.train.trainer import RunConfig
 
 
+ROOMY = 120  # columns of a terminal in which the newest numbers have a place beside the bar
 USAGE = """usage: mezzotint VERB ...
 
 The whole life of an image model in one code base.
@@ -399,6 +400,7 @@ def _progress() -> "Progress":
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Note(ProgressColumn):
@@ -407,6 +409,7 @@ def _progress() -> "Progress":
         def render(self, task: Task) -> Text:
             return Text(task.fields.get("note", ""))
 
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:24}"),
         BarColumn(),
@@ -414,9 +417,9 @@ def _progress() -> "Progress":
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        Note(),
+        *([Note(Column(no_wrap=True))] if console.width >= ROOMY else []),
     )
-    return Progress(*columns, console=Console(stderr=True), disable=not _first_of_ranks())
+    return Progress(*columns, console=console, disable=not _first_of_ranks())
 
 
 VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
