@@ -70,7 +70,7 @@ def grpo_learned(size: SizeName = "s") -> RunConfig:
 
 
 def refl(size: SizeName = "s") -> RunConfig:
-    """ReFL on the learned taste. Expected: preference up, diversity down; not yet run."""
+    """ReFL on the learned taste. As it stands it deceives the reward model within 30 steps: judge 0.02 for 0.89 after 200."""
     config = continued(size, share=0.04, lr=1e-4)
     config.data = WorldsConfig(size=config.data.size, seed=7)
     config.method = ReFLConfig(LOOK, weight=0.05)
