@@ -266,9 +266,8 @@ class Pipeline(nn.Module):
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             passed = (times.to(t) >= t[:, None]).sum(1).clamp_max(len(times) - 1)
             jump = t - ends.to(t)[passed]
-            return self.guided(replace(cond, jump=jump), settings.guidance, replace(null, jump=jump), settings.interval, settings.rule)(
-                x, t
-            )
+            told, untold = replace(cond, jump=jump), replace(null, jump=jump)
+            return self.guided(told, settings.guidance, untold, settings.interval, settings.rule)(x, t)
 
         return denoise
 

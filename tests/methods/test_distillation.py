@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exact import Gaussian
+from prepared import PreparedConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,9 +31,10 @@ from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
 from mezzotint.methods.reflow import ReflowConfig
 from mezzotint.methods.scm import SCMConfig, tangent, trigonometric
 from mezzotint.methods.teacher import block_features, teacher_of, told_copy
-from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, PixArtConfig, UNetConfig, lora
+from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, PixArtConfig, UNetConfig
 from mezzotint.models.denoiser import tell
 from mezzotint.models.embed import TimeEmbedding
+from mezzotint.models.lora import LoRAConfig
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
 from mezzotint.text import ByteEncoderConfig
 from mezzotint.train.optim import OptimConfig
@@ -448,24 +450,6 @@ TECHNIQUES: dict[str, MethodConfig] = {
 }
 
 
-@dataclass
-class PreparedConfig(PipelineConfig, kind="test-prepared"):
-    """A pipeline whose output layers are not zero, as if it had been trained, and an adapter on its denoiser if asked."""
-
-    adapter: bool = False
-
-    def build(self) -> Pipeline:
-        torch.manual_seed(0)
-        pipeline = super().build()
-        for parameter in pipeline.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
-        if self.adapter:
-            pipeline.requires_grad_(False)
-            lora.add(pipeline.denoiser, lora.LoRAConfig(rank=2))
-        return pipeline
-
-
 class Scenes(Worlds):
     """Worlds with noise and latents of half the side where the codec halves it. If asked, the second batch stops the run, once."""
 
@@ -484,9 +468,9 @@ class Scenes(Worlds):
 
 def prepared(setting: tuple[str, str, str]) -> tuple[PreparedConfig, tuple[int, int, int]]:
     """The pipeline of a setting for pictures of 16 pixels a side, and the shape of its latents."""
-    network, space, weights = setting
+    network, space, _ = setting
     codec, path = CODEC if space == "latents" else IdentityConfig(), DiscretePath() if network == "unet" else LinearPath()
-    config = PreparedConfig(TEXT, NETWORKS[network], codec, Sampling(size=16, steps=2), path, adapter=weights == "adapter")
+    config = PreparedConfig(TEXT, NETWORKS[network], codec, Sampling(size=16, steps=2), path)
     return config, (3, 8, 8) if space == "latents" else (3, 16, 16)
 
 
@@ -496,7 +480,8 @@ def test_it_trains_everywhere(name: str, setting: tuple[str, str, str], tmp_path
     pipeline, shape = prepared(setting)
     resumes = SETTINGS.index(setting) == list(TECHNIQUES).index(name) % len(SETTINGS)  # once for every technique, each in another setting
     train = TrainConfig(steps=2, batch=4, log=1, preview=9, evaluate=9, checkpoint=1 if resumes else 9, held_out=2)
-    run = RunConfig(pipeline, WorldsConfig(size=16), TECHNIQUES[name], OptimConfig(lr=1e-3, warmup=1), train)
+    adapter = LoRAConfig(rank=2 if setting[2] == "adapter" else 0)
+    run = RunConfig(pipeline, WorldsConfig(size=16), TECHNIQUES[name], OptimConfig(lr=1e-3, warmup=1), train, adapter=adapter)
     whole = Trainer(run, tmp_path / "whole", Scenes(shape))
     before = {name: p.clone() for name, p in whole.method.student.named_parameters()}
     whole.run()

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bright import BRIGHT, BrightConfig
+from prepared import PreparedConfig
 from safetensors.torch import load_file
 
 from mezzotint.codecs import IdentityConfig
@@ -22,9 +23,10 @@ from mezzotint.methods.dreambooth import DreamBoothConfig, WithPrior
 from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.refl import ReFL, ReFLConfig
-from mezzotint.models import DenoiserConfig, DiTConfig, MMDiTConfig, UNetConfig, lora
+from mezzotint.models import DenoiserConfig, DiTConfig, MMDiTConfig, UNetConfig
+from mezzotint.models.lora import LoRAConfig
 from mezzotint.pictures import save
-from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
+from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, Sampling
 from mezzotint.rewards import GoalConfig, JudgeConfig, RewardError
 from mezzotint.text import ByteEncoderConfig, PublishedConfig
 from mezzotint.train.log import read
@@ -244,24 +246,6 @@ TECHNIQUES: dict[str, tuple[MethodConfig, WorldsConfig]] = {
 }
 
 
-@dataclass
-class AdaptedConfig(PipelineConfig, kind="test-adapted"):
-    """A pipeline whose output layers are not zero, as if it had been trained, and an adapter on its denoiser if asked."""
-
-    adapter: bool = False
-
-    def build(self) -> Pipeline:
-        torch.manual_seed(0)
-        pipeline = super().build()
-        for parameter in pipeline.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
-        if self.adapter:
-            pipeline.requires_grad_(False)
-            lora.add(pipeline.denoiser, lora.LoRAConfig(rank=2))
-        return pipeline
-
-
 class Stopping(Worlds):
     """Worlds whose second batch stops the run, once."""
 
@@ -278,17 +262,17 @@ class Stopping(Worlds):
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_it_trains_and_resumes_everywhere(name: str, setting: tuple[str, str, str], tmp_path: Path) -> None:
     network, space, weights = setting
-    pipeline = AdaptedConfig(
+    pipeline = PreparedConfig(
         ByteEncoderConfig(width=32, depth=1, heads=2),
         NETWORKS[network],
         CODEC if space == "latents" else IdentityConfig(),
         Sampling(size=16, steps=2),
         DiscretePath() if network == "unet" else LinearPath(),
-        adapter=weights == "adapter",
     )
     train = TrainConfig(steps=2, batch=2, log=1, preview=9, evaluate=9, checkpoint=1, held_out=2)
     method, data = TECHNIQUES[name]
-    run = RunConfig(pipeline, data, method, OptimConfig(lr=1e-3, warmup=1), train)
+    adapter = LoRAConfig(rank=2 if weights == "adapter" else 0)
+    run = RunConfig(pipeline, data, method, OptimConfig(lr=1e-3, warmup=1), train, adapter=adapter)
     whole = Trainer(run, tmp_path / "whole")
     before = {name: p.clone() for name, p in whole.method.student.named_parameters()}
     whole.run()

@@ -66,7 +66,7 @@ class Consistency(Method):
         x_t = interpolate(x0, torch.randn_like(x0), t)
         with torch.no_grad():
             x_s = self._teacher_step(batch.prompts, x_t, t, s)
-            jump = self._to_end(self._role("target"), batch.prompts, x_s, s, end)
+            jump = self._to_end(self.pipeline("target"), batch.prompts, x_s, s, end)
             target = torch.where(like(s == end, x0), x_s, jump)
         difference = self._to_end(self.student, batch.prompts, x_t, t, end) - target
         # A jump of length t - end scales its error with it: measured as a velocity, all jumps weigh alike.
@@ -74,14 +74,9 @@ class Consistency(Method):
         loss = (squared + config.huber**2).sqrt() - config.huber
         return loss.mean(), {"t": t, "loss": loss.detach()}
 
-    def _role(self, name: str) -> Pipeline:
-        module = self.roles[name].module
-        assert isinstance(module, Pipeline)
-        return module
-
     def _teacher_step(self, prompts: list[str], x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """One guided Euler step of the teacher from t to s."""
-        teacher = self._role("teacher")
+        teacher = self.pipeline("teacher")
         cond: Cond = teacher.encode(prompts)
         return x + like(s - t, x) * teacher.guided(cond, self.config.guidance)(x, t)
 
@@ -91,5 +86,5 @@ class Consistency(Method):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        target, student = self._role("target"), self.student
+        target, student = self.pipeline("target"), self.student
         torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - self.config.decay)

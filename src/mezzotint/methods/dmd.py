@@ -62,7 +62,7 @@ class DMD(Method):
             with torch.no_grad():
                 x = self._draw(batch)
             t = self.config.times.sample(len(batch))
-            error = flow_error(self._role("critic"), x, torch.randn_like(x), t, self._role("critic").encode(batch.prompts))
+            error = flow_error(self.pipeline("critic"), x, torch.randn_like(x), t, self.pipeline("critic").encode(batch.prompts))
             return (levelled(t, self.config.level) * error).mean(), {"t": t, "loss": error.detach()}
         x = self._draw(batch)
         t = self.config.times.sample(len(batch)).clamp(0.02, 0.98)
@@ -70,11 +70,6 @@ class DMD(Method):
             direction = self._direction(x, t, batch.prompts)
         loss = (x - (x - direction).detach()).square().flatten(1).mean(1) / 2
         return loss.mean(), {"t": t, "loss": loss.detach(), "direction": direction.abs().flatten(1).mean(1)}
-
-    def _role(self, name: str) -> Pipeline:
-        module = self.roles[name].module
-        assert isinstance(module, Pipeline)
-        return module
 
     def _draw(self, batch: Batch) -> Tensor:
         """Samples of the student after a random number of its steps; gradients flow through the last one only."""
@@ -93,7 +88,7 @@ class DMD(Method):
     def _direction(self, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
         """The normalised difference of critic and guided teacher (DMD2, eq. 2); zero where both agree."""
         y = interpolate(x, torch.randn_like(x), t)
-        teacher, critic = self._role("teacher"), self._role("critic")
+        teacher, critic = self.pipeline("teacher"), self.pipeline("critic")
         cond = teacher.encode(prompts)
         real = y - like(t, y) * teacher.guided(cond, self.config.guidance)(y, t)
         fake = y - like(t, y) * critic.velocity(y, t, critic.encode(prompts))

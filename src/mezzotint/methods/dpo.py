@@ -101,8 +101,7 @@ class DPO(Method):
         t, eps = self.config.times.sample(n), torch.randn_like(self.student.codec.encode(batch.images))
         x0 = torch.cat([self.student.codec.encode(batch.images), self.student.codec.encode(batch.rejected)])
         both_t, both_eps = torch.cat([t, t]), torch.cat([eps, eps])
-        reference = self.roles["reference"].module
-        assert isinstance(reference, Pipeline)
+        reference = self.pipeline("reference")
         with torch.no_grad():
             winner_ref, loser_ref = self._errors(reference, batch.prompts, x0, both_eps, both_t)
         winner, loser = self._errors(self.student, batch.prompts, x0, both_eps, both_t)

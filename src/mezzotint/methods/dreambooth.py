@@ -85,8 +85,7 @@ class DreamBooth(Method):
     @cached_property
     def _class(self) -> Tensor:
         """Pictures of the class by the original."""
-        original = self.roles["original"].module
-        assert isinstance(original, Pipeline)
+        original = self.pipeline("original")
         return original(self.config.class_prompt, self.config.pictures)
 
 

@@ -156,8 +156,7 @@ class FlowGRPO(Method):
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         assert isinstance(batch, Transition)
         self.student.eval()  # as in the roll-out, or the first ratio would not be 1
-        law, reference = self._law(step), self.roles["reference"].module
-        assert isinstance(reference, Pipeline)
+        law, reference = self._law(step), self.pipeline("reference")
         mean, std = transition(batch.images, self._denoise(self.student, batch.prompts)(batch.images, batch.t), batch.t, batch.s, law)
         with torch.no_grad():
             v_ref = self._denoise(reference, batch.prompts)(batch.images, batch.t)

@@ -46,8 +46,7 @@ class GuidanceDistill(Method):
         self.roles = {"student": Role(told_copy(pipeline, "guidance"), averaged=True), "teacher": Role(pipeline, trained=False)}
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
-        teacher = self.roles["teacher"].module
-        assert isinstance(teacher, Pipeline)
+        teacher = self.pipeline("teacher")
         x0 = self.student.codec.encode(batch.images)
         t = self.config.times.sample(len(batch))
         scale = 1 + (self.config.largest - 1) * torch.rand(len(batch))

@@ -117,8 +117,7 @@ class LADD(Method):
 
     def _judged(self, x: Tensor, eps: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, list[Tensor]]:
         """The critic's logits of x, and the features they are of; these have gradients to x, or start one where x has none."""
-        teacher, critic = self.roles["teacher"].module, self.roles["critic"].module
-        assert isinstance(teacher, Pipeline)
+        teacher, critic = self.pipeline("teacher"), self.roles["critic"].module
         cond = teacher.encode(prompts)
         features = block_features(teacher, interpolate(x, eps, t), t, cond)
         if not x.requires_grad:

@@ -78,7 +78,6 @@ class MeanFlow(Method):
         return (weight * error).mean(), {"t": t, "loss": error.detach(), "error": error.detach()}
 
     def _teachers(self, prompts: list[str], x: Tensor, t: Tensor) -> Tensor:
-        teacher = self.roles["teacher"].module
-        assert isinstance(teacher, Pipeline)
+        teacher = self.pipeline("teacher")
         cond: Cond = teacher.encode(prompts)
         return teacher.guided(cond, self.config.guidance)(x, t)

@@ -50,7 +50,11 @@ class Method(ABC):
     @property
     def student(self) -> Pipeline:
         """The pipeline in training."""
-        module = self.roles["student"].module
+        return self.pipeline("student")
+
+    def pipeline(self, name: str) -> Pipeline:
+        """The pipeline that plays a role."""
+        module = self.roles[name].module
         assert isinstance(module, Pipeline)
         return module
 

@@ -66,8 +66,7 @@ class Progressive(Method):
         self.roles = {"student": Role(pipeline, averaged=True), "teacher": Role(teacher_of(pipeline, config.teacher), trained=False)}
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
-        config, teacher = self.config, self.roles["teacher"].module
-        assert isinstance(teacher, Pipeline)
+        config, teacher = self.config, self.pipeline("teacher")
         x0 = self.student.codec.encode(batch.images)
         calls = config.calls(step)
         grid = self.student.config.path.times(2 * calls, config.shift)

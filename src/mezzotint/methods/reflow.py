@@ -87,8 +87,7 @@ class Reflow(Method):
 
     def _distance(self, x: Tensor, y: Tensor, prompts: list[str]) -> Tensor:
         """(B,) squared distance of normalised features of x and y, averaged over tokens and blocks; gradients go to x."""
-        features = self.roles["features"].module
-        assert isinstance(features, Pipeline)
+        features = self.pipeline("features")
         eps, t = torch.randn_like(x), torch.full((len(x),), SEEN)
         with torch.no_grad():
             cond = features.encode(prompts)

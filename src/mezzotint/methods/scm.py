@@ -56,8 +56,7 @@ class SCM(Method):
         self.roles = {"student": Role(pipeline, averaged=True), "teacher": Role(teacher_of(pipeline, config.teacher), trained=False)}
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
-        config, teacher = self.config, self.roles["teacher"].module
-        assert isinstance(teacher, Pipeline)
+        config, teacher = self.config, self.pipeline("teacher")
         x0 = self.student.codec.encode(batch.images)
         t = config.times.sample(len(batch))
         x_t = interpolate(x0, torch.randn_like(x0), t)
