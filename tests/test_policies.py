@@ -30,6 +30,7 @@ HOUSE = (
     "data",
     "rewards",
     "evals",
+    "curation",
     "methods",
     "train",
     "recipes",

@@ -5,8 +5,8 @@ the folder with columns `file_name` (relative to the folder) and `text`, several
 caption; an image without a `text` there takes its variants from the non-empty lines of `name.txt` beside `name.png`.
 Out: batches of squares cut from the middle of the images, and the list of what could not be used, with reasons.
 Gotchas: files and folders whose names begin with a dot are not read, nor is anything that a link places outside the folder.
-Only the first frame of an animation is used. Colour profiles are ignored. JPEG decoders differ by a grey level now and then:
-the split is the same on machines with the same version of Pillow, and on all machines if the images are PNG.
+Decoders of JPEG differ by a grey level now and then: the split is the same on machines with the same version of Pillow, and on all
+machines if the images are PNG.
 """
 
 import csv
@@ -17,7 +17,6 @@ import os
 import posixpath
 import random
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,21 +29,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from mezzotint import config
 from mezzotint.data.batch import Batch
+from mezzotint.data.decode import UnusableError, square
 from mezzotint.errors import UserError
 
-# Pillow may read no other format: some of its decoders start other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # The last four are here so that such images are reported, not passed over.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif", ".jxl")
 METADATA = ("metadata.jsonl", "metadata.csv")
-MAX_PIXELS = 1 << 26  # 64 megapixels, as cameras count them, are within it
 THREADS = min(4, os.cpu_count() or 1)
 CHUNK = 1024  # images in flight, which bounds the memory beside the result
 PROGRESS_FROM = 200  # images
@@ -359,10 +355,6 @@ def _absence(root: Path, name: str) -> str:
 # From names to pixels.
 
 
-class _UnusableError(Exception):
-    """An image must be set aside; the message is the reason."""
-
-
 @dataclass
 class _Picture:
     name: str
@@ -385,9 +377,7 @@ class _Pictures:
 def _read_all(contents: _Contents, names: Sequence[str], size: int) -> _Pictures:
     """Read the images, in the order of `names`, with a few threads and a progress bar if there are many."""
     read = _Pictures(torch.empty(len(names), 3, size, size, dtype=torch.uint8))
-    with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
-        # Our own limit is below the one that Pillow warns at. Set here, because the filters belong to the whole process.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(THREADS) as pool:
         chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
         pictures = (picture for chunk in chunks for picture in pool.map(partial(_read, contents, size), chunk))
         console = Console(stderr=True)
@@ -411,8 +401,8 @@ def _read(contents: _Contents, size: int, name: str) -> _Picture | Bad:
         return Bad(name, reason)
     try:
         captions = tuple(contents.captions.get(name, ())) or _read_sidecar(contents, name)
-        pixels = _decode(contents.root / name, size)
-    except _UnusableError as error:
+        pixels = square(contents.root / name, size)
+    except UnusableError as error:
         return Bad(name, str(error))
     return _Picture(name, pixels, hashlib.sha256(pixels.tobytes()).digest(), captions)
 
@@ -423,55 +413,11 @@ def _read_sidecar(contents: _Contents, name: str) -> tuple[str, ...]:
     if file not in contents.files:
         return ()
     if contents.files[file]:
-        raise _UnusableError(f"bad caption: {file!r} is {contents.files[file]}")
+        raise UnusableError(f"bad caption: {file!r} is {contents.files[file]}")
     try:
         text = (contents.root / file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise _UnusableError(f"bad caption: {file!r} is not UTF-8") from None
+        raise UnusableError(f"bad caption: {file!r} is not UTF-8") from None
     except OSError as error:
-        raise _UnusableError(f"bad caption: {file!r} cannot be read, {error.strerror}") from None
+        raise UnusableError(f"bad caption: {file!r} cannot be read, {error.strerror}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _decode(path: Path, size: int) -> NDArray[np.uint8]:
-    """The centred square of the picture in a file. Returns (3, size, size)."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            upright = ImageOps.exif_transpose(image)
-            square = ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.LANCZOS)
-    except Image.DecompressionBombError:
-        raise _UnusableError(f"too large: more than {MAX_PIXELS >> 20} megapixels") from None
-    except UnidentifiedImageError:
-        reason = f"not an image: its header is none of {', '.join(FORMATS)}" if path.stat().st_size else "empty file"
-        raise _UnusableError(reason) from None
-    except PermissionError:
-        raise _UnusableError("no permission to read") from None
-    except Exception as error:
-        # Damaged files make Pillow raise all sorts of things, from SyntaxError to struct.error.
-        raise _UnusableError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey keeps its upper eight bits, transparent pixels are laid over white."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose white is unknown")
-    if image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(coloured)
-    return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels 0..65535, which Pillow would clip at 255, to 0..255."""
-    grey = np.array(image)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError("32-bit pixels, whose white is unknown")
-    if "transparency" in image.info:  # of 16-bit PNG: the one grey level that is transparent
-        grey[grey == image.info["transparency"]] = 65535
-    return Image.fromarray((grey >> 8).astype(np.uint8))

@@ -1,0 +1,192 @@
+"""Where it fits: every computation over a table is a stage, and this runs them: here, or on a Ray cluster.
+
+In: a table, and a stage: a description that knows which columns it reads, which it writes, and how to get from a batch of the one to a
+batch of the other. Out: the table with those columns, stamped with what made them.
+How: Daft deals the table's fragments out to workers. Each writes the new columns of its fragment beside the old ones, and the
+driver notes that in a journal; when all are there, one commit makes them visible. So nothing is half there, a killed run goes on with the
+fragments that are missing, and memory is that of a fragment for each worker.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mezzotint import config
+from mezzotint.data.table import NOTES, Table
+from mezzotint.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Compute = Callable[["pa.RecordBatch"], "pa.RecordBatch"]
+EngineName = Literal["native", "ray"]
+Progress = Callable[[int, int], None]  # rows done, of how many
+
+
+class Stage(config.Config, ABC, kind="stage"):
+    """Columns from columns, row by row: no row of the result may depend on another row.
+
+    reads: the columns it needs. rows: how many it gets at once. revision: raised by whoever changes what the same settings compute.
+    """
+
+    reads: ClassVar[tuple[str, ...]]
+    rows: ClassVar[int] = 64
+    revision: ClassVar[int] = 1
+
+    @property
+    @abstractmethod
+    def writes(self) -> "pa.Schema":
+        """The columns that it adds, all of which may be null."""
+
+    @abstractmethod
+    def open(self) -> Compute:
+        """The computation, once in each worker: models are loaded here. It must not raise for a bad row, but say so in a column."""
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What is the same exactly if the columns would be."""
+        return {"stage": self.to_data(), "revision": self.revision}
+
+
+def done(table: Table, stage: Stage) -> bool:
+    """Whether the table has what the stage would compute, from columns that are still those it was computed from."""
+    made = [table.stamp(name) for name in stage.writes.names if name in table.columns]
+    return len(made) == len(stage.writes.names) and all(stamp is not None and _plain(stamp) == _due(table, stage) for stamp in made)
+
+
+def run(table: Table, stage: Stage, engine: EngineName = "native", workers: int = 2, progress: Progress | None = None) -> Table:
+    """The table with the columns of a stage; as it was, where it has them already.
+
+    workers: processes on this machine, or in the cluster. The caller holds the table's lock.
+    """
+    if done(table, stage):
+        return table
+    table.check(stage.reads)
+    table = table.without(stage.writes.names)
+    journal = _Journal(table, stage)
+    sizes = {number: int(fragment.count_rows()) for number, fragment in table.fragments.items()}
+    todo = [number for number in sizes if number not in journal.parts]
+    finished = sum(sizes[number] for number in journal.parts)
+    for number, part in _work(table, stage, todo, engine, workers):
+        journal.note(number, part)
+        finished += sizes[number]
+        if progress:
+            progress(finished, len(table))
+    return journal.commit()
+
+
+class Worker:
+    """Computes the columns of one fragment at a time, and writes them. Made in the process that it works in."""
+
+    def __init__(self, path: str, version: int, stage: Stage) -> None:
+        self.table, self.stage = Table.open(path, version), stage
+        self.writes, self.compute = _stamped(self.table, stage), stage.open()
+
+    def __call__(self, fragment: int) -> str:
+        """The description of the fragment with the new columns, which no one sees before it is committed."""
+        description, _ = self.table.fragments[fragment].merge_columns(
+            self._checked, columns=list(self.stage.reads), batch_size=self.stage.rows
+        )
+        return json.dumps(description.to_json())
+
+    def _checked(self, batch: "pa.RecordBatch") -> "pa.RecordBatch":
+        result = self.compute(batch)
+        if result.num_rows != batch.num_rows:
+            raise ValueError(f"stage {self.stage.kind!r} must give a row for each of {batch.num_rows}, not {result.num_rows}")
+        return result.cast(self.writes)
+
+
+def _work(table: Table, stage: Stage, todo: list[int], engine: EngineName, workers: int) -> Iterator[tuple[int, str]]:
+    """Fragments and the descriptions of their new columns, as they come."""
+    if not todo:
+        return
+    where = (str(table.path), table.version, stage)
+    if engine == "native" and (len(todo) == 1 or workers == 1):  # starting processes would take longer
+        worker = Worker(*where)
+        yield from ((number, worker(number)) for number in todo)
+        return
+    daft = start(engine)
+    remote = daft.cls(Worker, use_process=True, max_concurrency=min(workers, len(todo)))(*where)
+    frame = daft.from_pydict({"fragment": todo})
+    frame = frame.into_partitions(len(todo)) if engine == "ray" else frame.into_batches(1)
+    for row in frame.with_column("part", remote(frame["fragment"])).iter_rows():
+        yield row["fragment"], row["part"]
+
+
+def start(engine: EngineName) -> Any:
+    """Daft, with the engine that is asked for. Ray: the cluster that `RAY_ADDRESS` names, or else one on this machine."""
+    try:
+        import daft
+    except ImportError:
+        raise UserError("the data engine needs more packages; install them with: pip install 'mezzotint[data]'") from None
+    if engine == "native":
+        daft.set_runner_native()
+        return daft
+    try:
+        import ray
+    except ImportError:
+        raise UserError("the engine 'ray' needs one more package; install it with: pip install 'mezzotint[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    daft.set_runner_ray()
+    return daft
+
+
+class _Journal:
+    """Which fragments have their new columns on the disk, before they are committed: one small file for each."""
+
+    def __init__(self, table: Table, stage: Stage) -> None:
+        self.table, self.stage = table, stage
+        name = hashlib.sha256(json.dumps(_due(table, stage), sort_keys=True).encode()).hexdigest()[:16]
+        self.folder: Path = table.path / NOTES / f"{stage.kind}-{name}-{table.version}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parts = {int(file.stem): file.read_text() for file in self.folder.glob("*.json")}
+
+    def note(self, fragment: int, part: str) -> None:
+        """Remember a fragment, also if the power fails now."""
+        self.parts[fragment] = part
+        writing = self.folder / f"{fragment}.part"
+        writing.write_text(part)
+        writing.replace(self.folder / f"{fragment}.json")
+
+    def commit(self) -> Table:
+        """Make all new columns visible at once."""
+        import lance
+
+        table = self.table
+        parts = [lance.FragmentMetadata.from_json(self.parts[number]) for number in table.fragments]
+        schema = _numbered(next(iter(table.fragments.values())), _stamped(table, self.stage))
+        committed = lance.LanceDataset.commit(str(table.path), lance.LanceOperation.Merge(parts, schema), read_version=table.version)
+        for file in self.folder.iterdir():
+            file.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
+        return type(table)(committed)
+
+
+def _stamped(table: Table, stage: Stage) -> "pa.Schema":
+    return table.stamped(stage.writes, _due(table, stage))
+
+
+def _numbered(fragment: Any, added: "pa.Schema") -> Any:
+    """The schema with more columns, as Lance numbers them. It tells that only when it writes some: here, nulls that nobody will see."""
+    import pyarrow as pa
+
+    def nulls(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch([pa.nulls(batch.num_rows, field.type) for field in added], schema=added)
+
+    return fragment.merge_columns(nulls, columns=["fault"])[1]
+
+
+def _due(table: Table, stage: Stage) -> dict[str, Any]:
+    """The stamp of the stage's columns, which contains those of the columns that it reads."""
+    inputs = {name: table.stamp(name) for name in stage.reads if name in table.columns}
+    return {**stage.stamp, "reads": {name: _plain(stamp) for name, stamp in inputs.items() if stamp}}
+
+
+def _plain(stamp: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stamp.items() if key != "rows"}

@@ -1,0 +1,85 @@
+"""Where it fits: the one door by which the bytes of strangers become pixels.
+
+In: an image file, or the bytes of one. Out: an upright RGB picture, or `UnusableError` with the reason.
+Gotchas: only the first frame of an animation is read. Colour profiles are ignored. JPEG decoders differ by a grey level now and then.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Pillow may read no other format: some of its decoders start other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 1 << 26  # 64 megapixels, as cameras count them, are within it
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class UnusableError(Exception):
+    """An image must be set aside; the message is the reason: its kind, then often a colon and the details."""
+
+
+@contextmanager
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """An image whose header is read, its pixels not yet. Whatever goes wrong within, also in decoding, is an `UnusableError`."""
+    file: Path | BinaryIO = source if isinstance(source, Path) else io.BytesIO(source)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # Pillow warns at a limit that is above ours
+        raise UnusableError(f"too large: more than {MAX_PIXELS >> 20} megapixels") from None
+    except UnidentifiedImageError:
+        empty = not (source.stat().st_size if isinstance(source, Path) else source)
+        raise UnusableError("empty file" if empty else f"not an image: its header is none of {', '.join(FORMATS)}") from None
+    except PermissionError:
+        raise UnusableError("no permission to read") from None
+    except Exception as error:
+        # Damaged files make Pillow raise all sorts of things, from SyntaxError to struct.error.
+        raise UnusableError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def decode(source: Path | bytes) -> Image.Image:
+    """The whole picture, upright (EXIF), in RGB, laid over white where it is transparent."""
+    with opened(source) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def square(source: Path | bytes, size: int) -> NDArray[np.uint8]:
+    """The centred square of a picture, its shorter side resized to `size` by Lanczos' filter. Returns (3, size, size)."""
+    return channels_first(ImageOps.fit(decode(source), (size, size), Image.Resampling.LANCZOS))
+
+
+def channels_first(image: Image.Image) -> NDArray[np.uint8]:
+    """(3, H, W) of an RGB picture."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit grey keeps its upper eight bits, transparent pixels are laid over white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose white is unknown")
+    if image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(coloured)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels 0..65535, which Pillow would clip at 255, to 0..255."""
+    grey = np.array(image)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("32-bit pixels, whose white is unknown")
+    if "transparency" in image.info:  # of 16-bit PNG: the one grey level that is transparent
+        grey[grey == image.info["transparency"]] = 65535
+    return Image.fromarray((grey >> 8).astype(np.uint8))
