@@ -379,21 +379,12 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
     result, changes = planned(config, setup, device), advice(config, setup, device)
     stages = by_stage(config, setup, device) if config.stages else []
     if options.json:
-        print(
-            json.dumps(
-                {
-                    **vars(result),
-                    "stages": [vars(stage) for stage in stages],
-                    "changes": [{"change": c.words, **vars(c.plan)} for c in changes],
-                }
-            )
-        )
+        tried = [{"change": c.words, **vars(c.plan)} for c in changes]
+        print(json.dumps({**vars(result), "stages": [vars(stage) for stage in stages], "changes": tried}))
         return
     _print_result(vars(result))
     for number, stage in enumerate(stages):
-        print(
-            f"stages.{number}: {stage.steps} steps of {stage.step_s:.3g} s, {stage.peak_train_gb:.3g} GB in training, {stage.days:.3g} days"
-        )
+        print(f"stages.{number}: {stage.steps} steps of {stage.step_s:.3g} s, {stage.days:.3g} days, {stage.peak_train_gb:.3g} GB")
     for change in changes:
         needs, time = change.plan, f"{change.plan.step_s / result.step_s:.2f} times the step"
         peak = max(needs.peak_train_gb, needs.peak_eval_gb, needs.peak_save_gb)

@@ -176,7 +176,7 @@ def refused(pipeline: Pipeline) -> Callable[[], object]:
 
 def test_what_cannot_leave_patches_out_is_refused_in_a_line(tiny: PipelineConfig, masked: Pipeline) -> None:
     overlapping = replace(tiny, denoiser=replace(tiny.denoiser, patch=16, stride=8)).build()
-    with pytest.raises(UserError, match=r"without overlap \(pipeline.denoiser.stride 0\), and this is a dit") as error:
+    with pytest.raises(UserError, match=r"without overlap \(its stride 0\), and this is a dit") as error:
         refused(overlapping)()
     assert "\n" not in str(error.value)
     refused(masked)()

@@ -100,8 +100,6 @@ class Denoise(Method):
         """Which patches of these latents stay. UserError for a network that cannot leave any out."""
         denoiser = self.student.config.denoiser
         if not denoiser.maskable:
-            raise UserError(
-                f"method.mask needs a dit or class_dit without overlap (pipeline.denoiser.stride 0), and this is a {denoiser.kind}"
-            )
+            raise UserError(f"method.mask needs a dit or class_dit without overlap (its stride 0), and this is a {denoiser.kind}")
         frames, (rows, columns) = x0.shape[2:-2], denoiser.grid(*x0.shape[-2:])
         return kept(self.config.mask, len(x0), math.prod(frames) * rows * columns).to(x0.device)

@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
     Queries and keys are normalised per head before rotation, by a LayerNorm without bias (Dehghani et al. 2023), which keeps
     the logits bounded at any learning rate. No layer has a bias: on CPUs the gradient of one costs as much as a norm.
-    rotation: of context and x in this order, see `embed.rope` and `embed.rotate`. mask: (B, L + N) bool, True for keys that may be attended.
+    rotation: of context and x in this order, as `embed.rotate` takes it. mask: (B, L + N) bool, True for keys that may be attended.
     """
 
     def __init__(self, dim: int, heads: int) -> None:

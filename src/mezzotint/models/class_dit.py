@@ -33,8 +33,8 @@ class ClassDiTConfig(DenoiserConfig, kind="class_dit"):
     """Sizes of a DiT; as they stand here, those of XL/2 at 256 px.
 
     variant: how time and class reach the blocks. classes: labels from 0 to one less. span: positions run from 0 to this along both
-    sides, whatever the size of the picture. mixer: see `DiTConfig`. variance: whether the head has channels for a learned variance, as published. The
-    published networks predict the noise of a variance-preserving path.
+    sides, whatever the size of the picture. mixer: see `DiTConfig`. variance: whether the head has channels for a learned variance,
+    as published. The published networks predict the noise of a variance-preserving path.
     """
 
     width: int = 1152

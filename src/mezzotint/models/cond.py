@@ -31,8 +31,8 @@ class Cond:
     towards data, 0 for the velocity itself. size: (B, 2) height and width in pixels of the picture. states: (B, K,
     L', D') of K layers of a language model, its hidden states or its keys and values; states_mask: (B, L') as mask. control: (B, C',
     H, W) latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it
-    was resized, and top and left of its crop, in pixels. keep: (B, K) int64 numbers, rising, of the image's patches that the network works on, for
-    training on a part of them; None where it is all of them.
+    was resized, and top and left of its crop, in pixels. keep: (B, K) int64 numbers of the image's patches that the network works on,
+    for training on a part of them; None where it is all of them.
     """
 
     text: Tensor

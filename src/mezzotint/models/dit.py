@@ -41,7 +41,8 @@ from mezzotint.models.embed import (
 class DiTConfig(DenoiserConfig, kind="dit"):
     """Sizes of a DiT. patch: side of what a token sees and draws. stride: from one patch to the next, 0 for the patch itself;
     where a smaller one lets them overlap, what they draw adds up. text_width: of the text features. prediction: what the output means.
-    mixer: how many of the blocks see all patches where some are left out; without effect where none is. guidance, jump: whether it is told these numbers.
+    mixer: how many of the blocks see all patches where some are left out; without effect where none is. guidance, jump: whether it is
+    told these numbers.
     """
 
     width: int = 128

@@ -34,7 +34,7 @@ def curriculum(size: SizeName = "s") -> RunConfig:
 
 
 def masked(size: SizeName = "s") -> RunConfig:
-    """The tiny recipe with patches that do not overlap, of which three in four are left out of all blocks but the first for 0.9 of the steps.
+    """The tiny recipe with patches that do not overlap: for 0.9 of the steps all blocks but the first are without three in four.
 
     Not yet run. A picture has 16 patches at the size "s", too few for what is left out to be guessed: it shows that all of it runs. At a
     size where attention and MLPs are most of the time, a step of the first stage costs a third or less.
