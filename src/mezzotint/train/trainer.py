@@ -363,7 +363,8 @@ class Trainer:
         stage = self.described.stage(self.step)
         if stage == self.stage:
             return
-        self.stage, before, now = stage, copy.deepcopy(self.config), self.stages[stage]
+        before, now = self.stages[self.stage], self.stages[stage]
+        self.stage = stage
         become(self.config, now)
         if now.data != before.data:
             self.source = self._source()
