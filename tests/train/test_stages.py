@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from mezzotint.cli import _fields, _with_fields, main
 from mezzotint.data.batch import Batch, Loader
+from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.pipeline import load
@@ -153,8 +154,11 @@ def test_whatever_holds_a_part_of_a_configuration_finds_the_stage_there(staged: 
     assert live == stages[0]
     assert times.ratio == 0.5
     assert live.data is data
-    become(live, changed(staged, {"data": WorldsConfig(size=8)}))
-    assert live.data.size == 8
+    folder = changed(staged, {"data": FolderConfig("pictures", size=8)})
+    become(live, folder)
+    assert live == folder
+    become(live, changed(folder, {"data.size": 9}))
+    assert (live.data.size, folder.data.size) == (9, 8)
     assert staged.method.times.ratio == 1.0, "the run's own description stays"  # type: ignore[attr-defined]
 
 

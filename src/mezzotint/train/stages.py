@@ -77,4 +77,4 @@ def become(live: Any, other: Any) -> None:
         if is_dataclass(mine) and type(mine) is type(theirs):
             become(mine, theirs)
         else:
-            setattr(live, each.name, theirs)
+            setattr(live, each.name, copy.deepcopy(theirs))  # what is live is written into, and a stage is not

@@ -111,7 +111,7 @@ class RunConfig(config.Config, kind="run"):
     def staged(self) -> list["RunConfig"]:
         """The run as it is in every stage, the last of which is what its own fields say. UserError for stages that cannot be."""
         ends = self.ends()
-        if min(end - start for start, end in zip((0, *ends), ends, strict=False)) < 1:
+        if self.stages and min(end - start for start, end in zip((0, *ends), ends, strict=False)) < 1:
             raise UserError(f"stages must have a step or more and end before the run, and they end after steps {', '.join(map(str, ends))}")
         return [changed(self, stage.changes) for stage in self.stages] + [self]
 
