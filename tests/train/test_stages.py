@@ -10,13 +10,16 @@ import pytest
 import torch
 from ranks import START, killed_run
 from safetensors.torch import load_file
+from torch import Tensor
 
 from mezzotint.cli import _fields, _with_fields, main
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
-from mezzotint.pipeline import load
+from mezzotint.methods import denoise
+from mezzotint.models import Cond
+from mezzotint.pipeline import Pipeline, load
 from mezzotint.recipes import RECIPES
 from mezzotint.recipes.tiny import SizeName
 from mezzotint.train import checkpoint
@@ -49,10 +52,24 @@ def staged(run_config_once: Make) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(staged: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seen() -> list[tuple[int, int, int | None]]:
+    """Of every loss of the run: the side of its pictures, their number, and how many patches of each were kept."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(staged: RunConfig, seen: list[tuple[int, int, int | None]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run."""
-    folder = tmp_path_factory.mktemp("staged") / "run"
-    Trainer(staged, folder).run()
+    folder, real = tmp_path_factory.mktemp("staged") / "run", denoise.flow_difference
+
+    def watch(pipeline: Pipeline, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if torch.is_grad_enabled():  # not in evaluations
+            seen.append((x0.shape[-1], len(x0), None if cond.keep is None else cond.keep.shape[1]))
+        return real(pipeline, x0, eps, t, cond)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(denoise, "flow_difference", watch)
+        Trainer(staged, folder).run()
     return folder
 
 
@@ -82,6 +99,10 @@ def test_stages_are_one_run(whole: Path, staged: RunConfig) -> None:
     assert [(line["step"], line["stage"]) for line in log if "held_out" in line] == [(2, 1), (3, 1), (4, 2), (6, 2)]
     assert "3 of 3" in (whole / "report.html").read_text()
     assert load(whole).config.sampling == staged.pipeline.sampling, "what is exported draws as the run's own fields say"
+
+
+def test_losses_are_of_the_stage(whole: Path, seen: list[tuple[int, int, int | None]]) -> None:
+    assert seen == 4 * [(16, 2, None)] + 2 * [(16, 4, 2)] + 2 * [(32, 4, None)]
 
 
 def test_previews_are_of_the_stage(whole: Path) -> None:
