@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from mezzotint.pipeline import Sampling
     from mezzotint.train.runs import Found
+    from mezzotint.train.stages import StageConfig
     from mezzotint.train.trainer import RunConfig
 
 
@@ -76,7 +78,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if options.data is not None:
         rest = ["--data.path", str(options.data), *rest]
     if options.fields:
-        print("\n".join(f"{name} = {value!r}" for name, value in _dotted(config)))
+        print("\n".join(f"{name} = {value!r}" for name, value in _fields(config)))
         return
     config = _with_fields(config, rest, f"train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
@@ -100,13 +102,73 @@ def train(options: TrainOptions, rest: list[str]) -> None:
 
 def _with_fields(config: "RunConfig", words: list[str], what: str) -> "RunConfig":
     """A run's configuration with fields set by words such as ``--train.steps 100``. UserError for one that it does not have."""
-    known = dict(_dotted(config))
+    from mezzotint.train.stages import StageConfig
+
+    own, staged = _by_stage(words)
+    stages = list(config.stages)
+    config = _parsed(replace(config, stages=()), own, what)
+    for number, given in sorted(staged.items()):
+        if number > len(stages):
+            raise unknown(f"field of {what.split()[-1]}", f"stages.{number}", [f"stages.{k}" for k in range(len(stages) + 1)])
+        stages += [StageConfig(0)] * (number == len(stages))
+        stages[number] = _stage(config, stages[number], given, f"{what} stages.{number}")
+    return replace(config, stages=tuple(stages))
+
+
+def _by_stage(words: list[str]) -> tuple[list[str], dict[int, list[str]]]:
+    """Words that set fields of a run, and those that set fields of its stages, ``--stages.0.optim.lr 1e-3``, without that beginning."""
+    own, staged = list[str](), dict[int, list[str]]()
+    into = own
     for word in words:
-        name = word.removeprefix("--").split("=")[0].replace("-", "_")
-        if word.startswith("--") and name not in known:
+        found = re.match(r"--stages\.(\d+)\.(.*)", word, re.DOTALL)
+        if found:
+            into = staged.setdefault(int(found[1]), [])
+            word = f"--{found[2]}"
+        elif word.startswith("--"):
+            into = own
+        into.append(word)
+    return own, staged
+
+
+def _stage(config: "RunConfig", stage: "StageConfig", words: list[str], what: str) -> "StageConfig":
+    """A stage with fields set by words; its length is called `steps`."""
+    from mezzotint.train.stages import StageConfig, changeable, changed, dotted
+
+    run = changed(config, stage.changes)
+    run.train = replace(run.train, steps=stage.steps)
+    names = [_name(word) for word in words if word.startswith("--")]
+    for name in names:
+        if name != "steps" and not changeable(name):
+            raise unknown(f"field of {what.split()[-1]}", name, ["steps", *(known for known, _ in dotted(run) if changeable(known))])
+    run = _parsed(run, ["--train.steps" + word.removeprefix("--steps") if _name(word) == "steps" else word for word in words], what)
+    values = dict(dotted(run))
+    return StageConfig(run.train.steps, stage.changes | {name: values[name] for name in names if name != "steps"})
+
+
+def _name(word: str) -> str:
+    """The field that a word such as ``--train.batch=8`` sets; empty for a value."""
+    return word.removeprefix("--").split("=")[0].replace("-", "_") if word.startswith("--") else ""
+
+
+def _parsed(config: "RunConfig", words: list[str], what: str) -> "RunConfig":
+    """A configuration without stages with fields set by words."""
+    from mezzotint.train.stages import dotted
+
+    known = dict(dotted(config))
+    for name in filter(None, map(_name, words)):
+        if name not in known:
             raise unknown(f"field of {what.split()[-1]}", name, known)
     conf = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
     return tyro.cli(type(config), default=config, args=words, config=conf, prog=f"mezzotint {what}")
+
+
+def _fields(config: "RunConfig") -> Iterable[tuple[str, Any]]:
+    """All fields of a run and of its stages by the names that set them."""
+    from mezzotint.train.stages import dotted
+
+    yield from ((name, value) for name, value in dotted(config) if name != "stages")
+    for number, stage in enumerate(config.stages):
+        yield from ((f"stages.{number}.{name}", value) for name, value in {"steps": stage.steps, **stage.changes}.items())
 
 
 def sample(options: SampleOptions) -> None:
@@ -294,7 +356,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
     from mezzotint.recipes.published import published
     from mezzotint.train.advice import advice
     from mezzotint.train.devices import DEVICES
-    from mezzotint.train.plan import Setup
+    from mezzotint.train.plan import Setup, by_stage
     from mezzotint.train.plan import plan as planned
 
     if options.recipe not in (*RECIPES, *PRESETS):
@@ -315,10 +377,14 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
         device = replace(device, price=options.price)
     setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.eight_bit)
     result, changes = planned(config, setup, device), advice(config, setup, device)
+    stages = by_stage(config, setup, device) if config.stages else []
     if options.json:
-        print(json.dumps({**vars(result), "changes": [{"change": c.words, **vars(c.plan)} for c in changes]}))
+        tried = [{"change": c.words, **vars(c.plan)} for c in changes]
+        print(json.dumps({**vars(result), "stages": [vars(stage) for stage in stages], "changes": tried}))
         return
     _print_result(vars(result))
+    for number, stage in enumerate(stages):
+        print(f"stages.{number}: {stage.steps} steps of {stage.step_s:.3g} s, {stage.days:.3g} days, {stage.peak_train_gb:.3g} GB")
     for change in changes:
         needs, time = change.plan, f"{change.plan.step_s / result.step_s:.2f} times the step"
         peak = max(needs.peak_train_gb, needs.peak_eval_gb, needs.peak_save_gb)
@@ -370,16 +436,6 @@ def _dotted_data(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield from _dotted_data(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _dotted(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The fields of nested dataclasses by their dotted names."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from _dotted(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
 
 
 def _first_of_ranks() -> bool:

@@ -53,6 +53,8 @@ def _to_data(value: Any) -> Any:
         return value.to_data()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _to_data(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_to_data(v) for v in value]
     return value
@@ -61,8 +63,10 @@ def _to_data(value: Any) -> Any:
 def _from_data(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_from_data(v) for v in value)
-    if not isinstance(value, dict) or "kind" not in value:
+    if not isinstance(value, dict):
         return value
+    if "kind" not in value:
+        return {key: _from_data(v) for key, v in value.items()}
     if value["kind"] not in Config.kinds:
         raise unknown("kind of configuration", str(value["kind"]), Config.kinds)
     return _fill(Config.kinds[value["kind"]], {k: v for k, v in value.items() if k != "kind"}, value["kind"])

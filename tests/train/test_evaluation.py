@@ -133,7 +133,8 @@ def test_evaluation_gives_its_memory_back(run_config: Make, tmp_path: Path) -> N
     trainer.chores.open()
     trainer.step, trainer.seconds = 2, 1.0
     before = held()
-    trainer.chores({})
+    trainer.chores.tell({})
+    trainer.chores.look()
     assert len(read(tmp_path / "metrics.jsonl")) == 2, "numbers and the held-out loss were written"
     assert (tmp_path / "previews" / "step-00000002.png").exists()
     assert held() == before

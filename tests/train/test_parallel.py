@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mezzotint.data.buckets import batch_size, shapes
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
 from mezzotint.methods.method import Role
-from mezzotint.models import PRESETS
+from mezzotint.models import PRESETS, Cond, DiTConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig
 from mezzotint.train import checkpoint
 from mezzotint.train.log import read
@@ -79,6 +81,29 @@ def test_every_block_is_compiled_by_itself(pipeline: Pipeline, monkeypatch: pyte
     spread(pipeline, compile=True)
     assert len(compiled) == 3  # one block of the text encoder, two of the denoiser
     assert all(torch.equal(a, b) for a, b in zip(expected, loss_and_gradients(pipeline)[1], strict=True))
+
+
+def test_buckets_compile_to_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven shapes of four numbers of tokens, batches of nearly constant tokens: no block has more graphs than there are numbers."""
+    graphs: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    net = DiTConfig(width=16, depth=2, heads=2, patch=8, text_width=8).build()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    Ranks(ParallelConfig(compile=True)).spread(Role(net))
+    seen, buckets = [], shapes(64, 8)
+    for width, height in 2 * buckets:
+        rows = batch_size((width, height), 8, 128)
+        cond = Cond(torch.randn(rows, 6, 8), None, torch.randn(rows, 8))
+        net(torch.randn(rows, 3, height, width), torch.rand(rows), cond).sum().backward()
+        seen.append(len(graphs))
+    assert len(buckets) == 7
+    assert 1 <= len(graphs) <= len({width * height for width, height in buckets}) == 4
+    assert set(seen[len(buckets) :]) == {len(graphs)}, "a second epoch compiles nothing"
 
 
 @pytest.mark.parametrize("name", ["sd1.5", "uvit-m-4", "dit-b-2", "pixart-sigma", "sana-600m", "sd3-medium", "flux-dev", "lumina-image-2"])

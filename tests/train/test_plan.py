@@ -215,7 +215,7 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"params", "peak_train_gb", "peak_eval_gb", "peak_save_gb", "step_s", "days", "cost"} <= made.keys()
     assert made["days"] == pytest.approx(1000 * made["step_s"] / 86_400)
     assert made["cost"] == pytest.approx(made["days"] * 24 * 2 * 10)
-    assert made["changes"] == []
+    assert made["changes"] == made["stages"] == []
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from mezzotint.models import DenoiserConfig, FluxConfig, UNetConfig
 from mezzotint.train import checkpoint
 from mezzotint.train.log import read
 from mezzotint.train.parallel import ParallelConfig
+from mezzotint.train.stages import StageConfig
 from mezzotint.train.trainer import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -59,7 +60,8 @@ def ran(root: Path, run_config_once: Make) -> Path:
     long = quiet(run_config_once(steps=50))
     long.train.accumulate = 2
     runs = {name: quiet(run_config_once(method, pairs=name == "dpo", steps=2)) for name, method in METHODS.items()}
-    runs |= {"long": long, "even": even, "half": half}
+    first = {"data.size": 16, "pipeline.sampling.size": 16, "method.mask": 0.5, "train.accumulate": 2}
+    runs |= {"long": long, "even": even, "half": half, "staged": even.replace(stages=(StageConfig(1, first),))}
     for name, denoiser in NETWORKS.items():
         runs[name] = quiet(run_config_once(steps=2))
         runs[name].pipeline.denoiser = denoiser
@@ -83,7 +85,14 @@ def ran(root: Path, run_config_once: Make) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "world", "steps", "error"),
-    [("long", 2, 50, 1e-5), ("even", 2, 3, 1e-5), ("even", 4, 3, 1e-5), ("uneven", 2, 2, 1e-5), ("half", 2, 3, 1e-3)]
+    [
+        ("long", 2, 50, 1e-5),
+        ("even", 2, 3, 1e-5),
+        ("even", 4, 3, 1e-5),
+        ("uneven", 2, 2, 1e-5),
+        ("half", 2, 3, 1e-3),
+        ("staged", 2, 3, 1e-5),
+    ]
     + [(name, 2, 2, 1e-5) for name in (*METHODS, *NETWORKS)],
 )
 def test_the_losses_do_not_depend_on_the_number_of_ranks(name: str, world: int, steps: int, error: float, ran: Path) -> None:

@@ -27,7 +27,7 @@ EngineName = Literal["native", "ray"]
 Progress = Callable[[int, int], None]  # rows done, of how many
 
 
-class Stage(config.Config, ABC, kind="stage"):
+class Stage(config.Config, ABC, kind="curation stage"):
     """Columns from columns, row by row: no row of the result may depend on another row.
 
     reads: the columns it needs. rows: how many it gets at once. revision: raised by whoever changes what the same settings compute.

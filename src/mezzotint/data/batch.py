@@ -68,6 +68,12 @@ class Loader:
         self.position = 0
         self.waited = 0.0  # seconds that the caller waited for batches
 
+    def go_on(self, source: Source, batch_size: int, streams: int) -> None:
+        """From another source, or in other portions, after the samples that were taken so far: at the next batch that has none of them."""
+        taken = self.position * self.streams * self.batch_size
+        self.source, self.batch_size, self.streams = source, batch_size, streams
+        self.position = -(-taken // (streams * batch_size))
+
     def __iter__(self) -> "Loader":
         return self
 

@@ -17,7 +17,7 @@ class WorldsConfig(config.Config, kind="worlds"):
 
     pairs: preference pairs, the winner in the preferred look.
 
-    long_every: one batch in so many has long captions, which leave nothing out; a whole batch, so that the short
+    long_every: one batch in so many has long captions, which leave nothing out, 0 for none; a whole batch, so that the short
     captions of the others are not padded to their length. coloured: share of the short captions that name colours.
     """
 
@@ -43,7 +43,8 @@ class Worlds:
         return "worlds 1"  # to be raised by whoever changes what a seed draws
 
     def batch(self, number: int, size: int) -> Batch:
-        return self._batch(f"train-{number}", size, long=number % self.config.long_every == self.config.long_every - 1)
+        every = self.config.long_every
+        return self._batch(f"train-{number}", size, long=every > 0 and number % every == every - 1)
 
     def held_out(self, size: int) -> Batch:
         return self._batch("held-out", size, long=False)

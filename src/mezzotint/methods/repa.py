@@ -189,6 +189,8 @@ class REPA(Method):
 
     def __init__(self, config: REPAConfig, pipeline: Pipeline) -> None:
         self.config = config
+        if config.flow.mask:
+            raise ValueError(f"flow.mask must be 0, since all patches of the student are aligned, got {config.flow.mask}")
         self.flow = Denoise(config.flow, pipeline)
         vision = config.vision.build()
         widths = (hidden_width(pipeline, config.layer), config.hidden, config.hidden, vision.width)

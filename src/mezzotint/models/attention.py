@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
     Queries and keys are normalised per head before rotation, by a LayerNorm without bias (Dehghani et al. 2023), which keeps
     the logits bounded at any learning rate. No layer has a bias: on CPUs the gradient of one costs as much as a norm.
-    rotation: of context and x in this order, see `embed.rope`. mask: (B, L + N) bool, True for keys that may be attended.
+    rotation: of context and x in this order, as `embed.rotate` takes it. mask: (B, L + N) bool, True for keys that may be attended.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         keys = x if context is None else torch.cat([context, x], dim=1)
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
         k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, L + N, d)
-        q, k = rotate(self.norm_q(q), rotation[-x.shape[1] :]), rotate(self.norm_k(k), rotation)
+        q, k = rotate(self.norm_q(q), rotation[..., -x.shape[1] :, :, :]), rotate(self.norm_k(k), rotation)
         out: Tensor = self.out(attend(q, k, v, mask))
         return out
 

@@ -4,7 +4,7 @@ Time and class reach the blocks in one of three ways (figure 3): they shift, sca
 weights are published), they are attended to as two tokens of their own, or they stand among the image's tokens.
 
 This is a file of its own beside `dit.py`: that one reads text in every attention, normalises queries and keys, rotates positions,
-overlaps patches and uses the exact GELU; to be both, every line of it would ask which one it is.
+overlaps patches and uses the exact GELU; to be both, every line of it would ask which one it is. Patches are left out as there.
 
 Where we differ: a learned variance is read from published weights, and is not part of the output.
 
@@ -22,8 +22,8 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import CrossAttention, SelfAttention
 from mezzotint.models.blocks import MLP, Head, Modulation, gated, initialise, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.denoiser import DenoiserConfig
-from mezzotint.models.embed import TimeEmbedding, as_picture, patchify, sincos_2d_mae, spanning_positions, unpatchify
+from mezzotint.models.denoiser import DenoiserConfig, check_mixer
+from mezzotint.models.embed import TimeEmbedding, as_picture, chosen, patchify, put_back, sincos_2d_mae, spanning_positions, unpatchify
 
 Variant = Literal["adaln_zero", "cross_attention", "in_context"]
 
@@ -33,8 +33,8 @@ class ClassDiTConfig(DenoiserConfig, kind="class_dit"):
     """Sizes of a DiT; as they stand here, those of XL/2 at 256 px.
 
     variant: how time and class reach the blocks. classes: labels from 0 to one less. span: positions run from 0 to this along both
-    sides, whatever the size of the picture. variance: whether the head has channels for a learned variance, as published. The
-    published networks predict the noise of a variance-preserving path.
+    sides, whatever the size of the picture. mixer: see `DiTConfig`. variance: whether the head has channels for a learned variance,
+    as published. The published networks predict the noise of a variance-preserving path.
     """
 
     width: int = 1152
@@ -47,6 +47,11 @@ class ClassDiTConfig(DenoiserConfig, kind="class_dit"):
     span: float = 16.0
     variance: bool = True
     prediction: Prediction = "noise"
+    mixer: int = 0
+
+    @property
+    def maskable(self) -> bool:
+        return True
 
     def build(self) -> "ClassDiT":
         return ClassDiT(self)
@@ -127,6 +132,7 @@ class ClassDiT(nn.Module):
         super().__init__()
         self.config = config
         self.prediction = config.prediction
+        check_mixer(config.mixer, config.depth)
         if config.variant not in BLOCKS:
             raise ValueError(f"variant must be one of {', '.join(BLOCKS)}, got {config.variant}")
         width, patch_size = config.width, config.patch**2 * config.channels
@@ -150,10 +156,14 @@ class ClassDiT(nn.Module):
         said = torch.stack([self.embed_time(t), self.embed_label(self._label(cond))], dim=1)
 
         tokens = torch.cat([said, image], dim=1) if self.config.variant == "in_context" else image
-        for block in self.blocks:
+        others = tokens.shape[1] - rows * columns
+        for number, block in enumerate(self.blocks):
+            if cond.keep is not None and number == self.config.mixer:
+                tokens = torch.cat([tokens[:, :others], chosen(tokens[:, others:], cond.keep)], dim=1)
             tokens = block(tokens, said)
 
-        patches = self.head(tokens[:, -image.shape[1] :], said.sum(1))
+        patches = self.head(tokens[:, others:], said.sum(1))
+        patches = patches if cond.keep is None else put_back(patches, cond.keep, rows * columns)
         noise = patches.unflatten(-1, (p * p, -1))[..., : picture.shape[1]].flatten(2)  # without the variance
         return unpatchify(noise, p, picture.shape).reshape(x.shape)
 

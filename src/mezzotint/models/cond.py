@@ -31,7 +31,8 @@ class Cond:
     towards data, 0 for the velocity itself. size: (B, 2) height and width in pixels of the picture. states: (B, K,
     L', D') of K layers of a language model, its hidden states or its keys and values; states_mask: (B, L') as mask. control: (B, C',
     H, W) latents that the model reads beside x, place by place. origin: (B, 4) height and width that the picture had before it
-    was resized, and top and left of its crop, in pixels.
+    was resized, and top and left of its crop, in pixels. keep: (B, K) int64 numbers of the image's patches that the network works on,
+    for training on a part of them; None where it is all of them.
     """
 
     text: Tensor
@@ -46,6 +47,7 @@ class Cond:
     origin: Tensor | None = None
     tokens: Tensor | None = None
     jump: Tensor | None = None
+    keep: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -101,7 +103,7 @@ class Cond:
         return replace(self, mask=mask, states_mask=states_mask)
 
     def null(self) -> Self:
-        """Conditions of the same shapes that say nothing. Guidance, jump, size, control and origin stay."""
+        """Conditions of the same shapes that say nothing. Guidance, jump, size, control, origin and kept patches stay."""
         whole = self.masked()
         nothing = {name: torch.zeros_like(value) for name in SAID if (value := getattr(whole, name)) is not None}
         unnumbered = {name: torch.full_like(value, -1) for name in NUMBERED if (value := getattr(whole, name)) is not None}

@@ -33,6 +33,12 @@ def flops(config: Config, tokens: int, text: int) -> int:
     return FORMULAS[type(config)](config, tokens, text)
 
 
+def masked_flops(config: Any, tokens: int, text: int, kept: int) -> int:
+    """The same where the blocks after the mixer see so many of the tokens. For networks that are `maskable`, whose blocks are alike."""
+    mixer, rest = config.replace(depth=config.mixer, mixer=0), config.replace(depth=config.depth - config.mixer, mixer=0)
+    return flops(mixer, tokens, text) + flops(rest, kept, text)
+
+
 def block(tokens: int, width: int) -> int:
     """Attention (4 D^2 weights) and MLP (8 D^2) of every token, which asks all tokens."""
     return 2 * tokens * (12 * width**2 + 2 * tokens * width)

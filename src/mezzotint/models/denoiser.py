@@ -40,6 +40,11 @@ class DenoiserConfig(config.Config, ABC, kind="denoiser"):
         """What the output means."""
 
     @property
+    def maskable(self) -> bool:
+        """Whether the network can leave patches out: those that `Cond.keep` does not name."""
+        return False
+
+    @property
     def distilled(self) -> bool:
         """Whether the network is told a guidance scale, `Cond.guidance`, and imitates guidance by it in one call."""
         return self.guidance
@@ -88,6 +93,12 @@ def told(denoiser: nn.Module, cond: Cond) -> Tensor | float:
             raise ValueError(f"{name} must be given to a network that is told it, one number for every sample")
         total = total + embedding(value)  # type: ignore[operator]
     return total
+
+
+def check_mixer(mixer: int, depth: int) -> None:
+    """ValueError where no block would be left for the patches that are kept."""
+    if not 0 <= mixer < depth:
+        raise ValueError(f"mixer must be within [0, {depth - 1}], blocks before one that leaves patches out, got {mixer}")
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:

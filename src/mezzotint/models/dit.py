@@ -6,6 +6,9 @@ keys are normalised; positions are both added (fixed sin-cos) and rotated (RoPE 
 stand at the origin and carry their order in their features); patches may overlap, so that what lies on the border of one is seen and
 drawn whole by another.
 
+Patches may be left out in training (`Cond.keep`), as MicroDiT defers it (Sehwag et al. 2024, section 3.1): the first blocks, its
+patch mixer, see all of them, so that those that stay know of those that go. Theirs is a narrower network of its own before this one.
+
 B batch, C channels, N image tokens, L text tokens, D width.
 """
 
@@ -18,15 +21,28 @@ from mezzotint.flow.path import Prediction
 from mezzotint.models.attention import with_image
 from mezzotint.models.blocks import AdaBlock, Modulation, initialise, modulate
 from mezzotint.models.cond import Cond
-from mezzotint.models.denoiser import DenoiserConfig, told
-from mezzotint.models.embed import TimeEmbedding, image_positions, patch_grid, patchify, rope, rope_axes, sincos_2d, unpatchify
+from mezzotint.models.denoiser import DenoiserConfig, check_mixer, told
+from mezzotint.models.embed import (
+    TimeEmbedding,
+    chosen,
+    chosen_rotation,
+    image_positions,
+    patch_grid,
+    patchify,
+    put_back,
+    rope,
+    rope_axes,
+    sincos_2d,
+    unpatchify,
+)
 
 
 @dataclass
 class DiTConfig(DenoiserConfig, kind="dit"):
     """Sizes of a DiT. patch: side of what a token sees and draws. stride: from one patch to the next, 0 for the patch itself;
     where a smaller one lets them overlap, what they draw adds up. text_width: of the text features. prediction: what the output means.
-    guidance, jump: whether it is told these numbers.
+    mixer: how many of the blocks see all patches where some are left out; without effect where none is. guidance, jump: whether it is
+    told these numbers.
     """
 
     width: int = 128
@@ -37,11 +53,16 @@ class DiTConfig(DenoiserConfig, kind="dit"):
     channels: int = 3
     text_width: int = 128
     prediction: Prediction = "data"
+    mixer: int = 0
     guidance: bool = False
     jump: bool = False
 
     def build(self) -> "DiT":
         return DiT(self)
+
+    @property
+    def maskable(self) -> bool:
+        return self.stride in (0, self.patch)  # a patch that overlaps others is drawn by them, too
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches. ValueError for a size that the model cannot draw."""
@@ -51,13 +72,14 @@ class DiTConfig(DenoiserConfig, kind="dit"):
 class DiT(nn.Module):
     """(B, C, H, W) or (B, C, F, H, W), t (B,), Cond -> prediction of the same shape. H and W are a patch and any number of strides.
 
-    At initialisation the output is exactly zero and every block is the identity.
+    At initialisation the output is exactly zero and every block is the identity. Patches that are left out are zero.
     """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         self.prediction = config.prediction
+        check_mixer(config.mixer, config.depth)
         width, patch_size = config.width, config.patch**2 * config.channels
         self.axes = rope_axes(width // config.heads)
         self.embed_patch = nn.Linear(patch_size, width)
@@ -84,8 +106,12 @@ class DiT(nn.Module):
         mask = with_image(cond.mask, image)
         c = self.embed_time(t) + self.embed_pooled(cond.pooled) + told(self, cond)
 
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
+            if cond.keep is not None and number == self.config.mixer:
+                image, rotation = chosen(image, cond.keep), chosen_rotation(rotation, cond.keep, text.shape[1])
+                mask = with_image(cond.mask, image)
             image = block(image, c, rotation, mask, text)
 
         image = self.head(modulate(self.norm(image), *self.modulation(c)))
+        image = image if cond.keep is None else put_back(image, cond.keep, len(positions))
         return unpatchify(image, patch, video.shape, stride).reshape(x.shape)

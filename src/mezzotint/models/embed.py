@@ -160,6 +160,21 @@ def unpatchify(tokens: Tensor, patch: int, shape: torch.Size, stride: int | None
     return frames.reshape(b, f, c, h, w).transpose(1, 2)
 
 
+def chosen(tokens: Tensor, keep: Tensor) -> Tensor:
+    """Those of the tokens (B, N, D) that `keep` (B, K) numbers: (B, K, D)."""
+    return tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def put_back(tokens: Tensor, keep: Tensor, number: int) -> Tensor:
+    """The inverse of `chosen`, among `number` tokens of which the others are zero."""
+    return tokens.new_zeros(len(tokens), number, tokens.shape[-1]).scatter(1, keep[..., None].expand_as(tokens), tokens)
+
+
+def chosen_rotation(rotation: Tensor, keep: Tensor, context: int) -> Tensor:
+    """Rotations (L + N, d / 2, 2) of a context of L tokens and of those chosen among the N after it: (B, 1, L + K, d / 2, 2)."""
+    return torch.cat([rotation[:context].expand(len(keep), -1, -1, -1), rotation[context:][keep]], dim=1)[:, None]
+
+
 def resample(table: Tensor, rows: int, columns: int) -> Tensor:
     """Learned positions (n^2, D) of a square map, for one of another size: (rows columns, D), bicubic (Dosovitskiy et al. 2021).
 

@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import distil, personal, post, repa, reward, tiny
+from mezzotint.recipes import curriculum, distil, personal, post, repa, reward, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -35,4 +35,6 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.textual_inversion": personal.textual_inversion,
     "tiny.images": tiny.images,
     "tiny.repa": repa.repa,
+    "tiny.curriculum": curriculum.curriculum,
+    "tiny.masked": curriculum.masked,
 }

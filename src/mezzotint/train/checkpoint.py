@@ -279,8 +279,10 @@ def optimizer_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> Ten
 
 
 def prepare_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-    """Give optimizers that have not stepped yet states of these shapes, to be filled. Returns them as `optimizer_tensors` does."""
+    """Give optimizers states of these shapes, to be filled, and no others. Returns them as `optimizer_tensors` does."""
     optimizers = list(optimizers)
+    for optimizer in optimizers:
+        optimizer.state.clear()  # a checkpoint of before the first step has none
     owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
         for key in (full.removeprefix(f"{name}.") for full in shapes if full.startswith(f"{name}.")):

@@ -56,6 +56,8 @@ class Chores:
 
     def write(self, **values: Any) -> None:
         """A line of the log, and of the tracker."""
+        if self.trainer.described.stages:
+            values = {"stage": self.trainer.stage, **values}
         if self.log is not None:
             self.log.write(self.trainer.step, **values)
         if self.tracker is not None:
@@ -68,11 +70,14 @@ class Chores:
         if self.tracker is not None:
             self.tracker.close()
 
-    def __call__(self, metrics: Mapping[str, Tensor]) -> None:
-        """Do what is due."""
-        every, evaluation = self.config.train, self.config.evaluation
-        if self.due(every.log):
+    def tell(self, metrics: Mapping[str, Tensor]) -> None:
+        """Write down the numbers of a step, if that is due."""
+        if self.due(self.config.train.log):
             self._log(metrics)
+
+    def look(self) -> None:
+        """Do what is due of all that looks at the weights."""
+        every, evaluation = self.config.train, self.config.evaluation
         looked = False
         if self.due(every.evaluate):
             self._held_out()
@@ -89,8 +94,8 @@ class Chores:
             _give_back()
 
     def due(self, interval: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
-        return self.trainer.step % interval == 0 or self.trainer.step == self.config.train.steps
+        """Whether something that happens every so many steps, and at the end of a stage, happens now."""
+        return self.trainer.step % interval == 0 or self.trainer.step in self.trainer.described.ends()
 
     def any_due(self) -> bool:
         """Whether anything that looks at the weights or writes happens now."""
@@ -101,9 +106,9 @@ class Chores:
         return any(map(self.due, intervals))
 
     def _now(self) -> tuple[float, ...]:
-        """What speeds are differences of: steps, seconds of training, seconds of waiting for data, operations."""
+        """What speeds are differences of: images, seconds of training, seconds of waiting for data, operations."""
         trainer = self.trainer
-        return trainer.step, trainer.seconds, trainer.loader.waited, trainer.operations.total
+        return trainer.images, trainer.seconds, trainer.loader.waited, trainer.operations.total
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         """The numbers of the last step, and how fast the steps since the last line were."""
@@ -111,10 +116,10 @@ class Chores:
         values = on_host(metrics)
         blocks = {name: norms.by(trainer.blocks[name]) for name, norms in self.norms.items()}
         now = self._now()
-        steps, seconds, waited, operations = (new - old for new, old in zip(now, self.since, strict=True))
+        images, seconds, waited, operations = (new - old for new, old in zip(now, self.since, strict=True))
         self.since = now
         speed = {
-            "images_per_second": steps * every.batch * every.accumulate / seconds,
+            "images_per_second": images / seconds,
             "loader_wait": waited / seconds,
             "matmul_share": operations / seconds / matmul_rate(trainer.ranks.device.type),
             "memory_gb": peak_memory(trainer.ranks.device),
@@ -122,7 +127,7 @@ class Chores:
         self.write(
             **values,
             lr=self.config.optim.rate(trainer.step - 1, every.steps),
-            images=trainer.step * every.batch * every.accumulate,
+            images=trainer.images,
             seconds=round(trainer.seconds, 3),
             loss_by_time=self.by_time.read(),
             grad_norm_by_block={f"{role}.{name}": _short(norm) for role, of in blocks.items() for name, norm in of.items()},
@@ -177,6 +182,8 @@ class Chores:
         evaluations = [line["evaluation"] for line in lines if "evaluation" in line]
         scores = {name: value for name, value in (evaluations or [{}])[-1].items() if isinstance(value, float)}
         best = {} if self.best.value is None else {f"best {self.config.evaluation.best}": f"{self.best.value:.5g} at step {self.best.step}"}
+        stages = len(self.trainer.stages)
+        place = {"stage": f"{self.trainer.stage + 1} of {stages}"} if stages > 1 else {}
         stage = Stage(
             name=folder.name,
             title=f"{self.config.method.kind}, step {self.trainer.step} of {self.config.train.steps}",
@@ -184,7 +191,7 @@ class Chores:
             curve=[(line["step"], line["loss"]) for line in lines if "loss" in line],
             held_out_curve=[(line["step"], line["held_out"]) for line in lines if "held_out" in line],
             images=self.drawn,
-            notes={"training": f"{self.trainer.seconds:.0f} s", "last step": self.note, **best},
+            notes={"training": f"{self.trainer.seconds:.0f} s", "last step": self.note, **place, **best},
         )
         _replace(folder / REPORT_FILE, render(f"Run {folder.name}", [stage], prompts, {"folder": str(folder)}))
 

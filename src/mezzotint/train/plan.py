@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ PREVIEW_STEPS = 2  # of a preview; what solvers remember of earlier steps is sma
 CAPTIONS = 64  # of a batch, among which the longest is looked for
 MASTER = 4  # bytes of a trained weight
 DAY = 86_400  # seconds
+PER_STEP = ("flops", "compute_s", "communication_s", "update_s", "step_s", "images_per_step")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Imagined:
         if isinstance(config.data, WorldsConfig) and isinstance(text, ByteEncoderConfig):
             # One batch in `long_every` has long captions; what is drawn does not depend on the size of the picture.
             worlds = config.data.replace(size=8).build()
-            batches = [worlds.batch(number, CAPTIONS).prompts for number in range(config.data.long_every)]
+            batches = [worlds.batch(number, CAPTIONS).prompts for number in range(max(1, config.data.long_every))]
             self.said = max((prompt for prompts in batches for prompt in prompts), key=lambda prompt: len(prompt.split()))
 
     def batch(self, number: int, size: int) -> Batch:
@@ -277,7 +278,7 @@ class Plan:
     with copies of weights in bfloat16, which several GPUs gather instead of keeping them.
     peak_train, peak_eval, peak_save: the most that is held in a step, in the held-out loss and previews, and while a checkpoint is
     written. fits: whether `memory` is enough for all of them. flops: operations of a step. step_s: its seconds, of which the products and
-    the memory take compute_s, the links communication_s at the same time, and the optimizers update_s after them.
+    the memory take compute_s, the links communication_s at the same time, and the optimizers update_s after them. steps: of the run.
     """
 
     params: int
@@ -298,7 +299,8 @@ class Plan:
     communication_s: float
     update_s: float
     step_s: float
-    images_per_step: int
+    steps: int
+    images_per_step: float
     images_per_day: float
     tokens_per_day: float
     days: float
@@ -333,7 +335,38 @@ def micro_batches(config: RunConfig, setup: Setup) -> int:
 
 
 def plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
-    """What a run needs on so many GPUs of a kind. UserError where the method cannot learn from the data."""
+    """What a run needs on so many GPUs of a kind: the most memory of any of its stages, and of what is counted by steps the mean.
+
+    UserError where the method cannot learn from the data.
+    """
+    parts = by_stage(config, setup, device)
+    days = sum(part.days for part in parts)
+
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if name in ("days", "cost"):
+            return sum(values)
+        if name == "fits":
+            return all(values)
+        if name.endswith("_per_day"):
+            return sum(value * part.days for value, part in zip(values, parts, strict=True)) / days
+        if name in PER_STEP:
+            return sum(value * part.steps for value, part in zip(values, parts, strict=True)) / config.train.steps
+        return config.train.steps if name == "steps" else max(values) if name.endswith("_gb") else values[-1]
+
+    return parts[0] if len(parts) == 1 else Plan(**{each.name: joined(each.name) for each in fields(Plan)})
+
+
+def by_stage(config: RunConfig, setup: Setup, device: Device) -> list[Plan]:
+    """What each stage of a run needs, by itself."""
+    ends = config.ends()
+    lengths = [end - start for start, end in zip((0, *ends), ends, strict=False)]
+    parts = zip(config.staged(), lengths, strict=True)
+    return [_plan(part.replace(stages=(), train=part.train.replace(steps=steps)), setup, device) for part, steps in parts]
+
+
+def _plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
+    """What a run without stages needs."""
     run, evaluated = rehearsed(config, setup)
     size = {kind: run.rehearsal.held(shares) / 1e9 for kind, shares in run.shares(setup).items()}
     lasting = size["weights"] + size["averages"] + size["states"]
@@ -364,6 +397,7 @@ def plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
         communication_s=sum(sent),
         update_s=update,
         step_s=step,
+        steps=config.train.steps,
         images_per_step=images,
         images_per_day=images / step * DAY,
         tokens_per_day=images * rows * columns / step * DAY,

@@ -14,7 +14,7 @@ from mezzotint.train.log import read
 
 @dataclass(frozen=True)
 class Found:
-    """A run. step: the last that is logged. held_out, best: the last and the best held-out loss. size: bytes on the disk.
+    """A run. step: the last that is logged. held_out, best: the last and the best held-out loss of its stage. size: bytes on the disk.
 
     prunable: bytes of checkpoints that a finished run no longer needs.
     """
@@ -44,7 +44,7 @@ def describe(run: Path, root: Path) -> Found:
     """What a run's folder says of it."""
     config, log = _config(run), read(run / "metrics.jsonl")
     losses = [line["loss"] for line in log if "loss" in line]
-    held = [line["held_out"] for line in log if "held_out" in line]
+    held = [line["held_out"] for line in log if "held_out" in line and line.get("stage") == log[-1].get("stage")]
     finished = (run / "export" / CONFIG_FILE).is_file()
     return Found(
         name=str(run.relative_to(root)) if run != root else run.name,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.models import Cond, DenoiserConfig
-from mezzotint.models.cost import FORMULAS, flops
+from mezzotint.models.cost import FORMULAS, flops, masked_flops
 
 SIDES = {"cpu": 512, "cuda": 8192}  # of the square matrices: large enough that the rate no longer grows
 TIMES = 4
@@ -50,6 +50,8 @@ class Operations:
             x, _, cond = inputs
             frames, tokens = prod(x.shape[2:-2]), prod(config.grid(*x.shape[-2:]))
             text = (cond.text if cond.tokens is None else cond.tokens).shape[1]
-            self.total += len(x) * flops(config, frames * tokens, text) * (3 if output.requires_grad else 1)
+            tokens *= frames
+            work = flops(config, tokens, text) if cond.keep is None else masked_flops(config, tokens, text, cond.keep.shape[1])
+            self.total += len(x) * work * (3 if output.requires_grad else 1)
 
         net.register_forward_hook(count)

@@ -4,15 +4,18 @@ The Trainer owns what a technique need not know: optimizers, accumulation, clipp
 follows a bad step, and stopping; what looks at a run is in `train.chores`. A step is made of `accumulate` micro-batches, which the
 ranks share out, and the randomness of micro-batch m of step k is a function of (seed, k, m) alone. So stopping at any step and
 starting again is the same as never having stopped, bit for bit on one machine, and any number of ranks trains the same model, up to
-the order of sums.
+the order of sums. Where a run has stages (`train.stages`), the next one is entered between two steps, by the same call as on the way
+back from a checkpoint.
 """
 
 import copy
 import json
 import random
 import time
+from bisect import bisect_right
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +38,7 @@ from mezzotint.train import checkpoint
 from mezzotint.train.average import FOLDER as AVERAGES
 from mezzotint.train.average import Average
 from mezzotint.train.chores import Chores
-from mezzotint.train.evaluation import EvaluationConfig
+from mezzotint.train.evaluation import Best, EvaluationConfig
 from mezzotint.train.guard import (
     MOST_MOVED,
     BadStepError,
@@ -53,6 +56,7 @@ from mezzotint.train.log import by_time
 from mezzotint.train.optim import OptimConfig, block, clip_, step_
 from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather
 from mezzotint.train.speed import Operations
+from mezzotint.train.stages import StageConfig, become, changed
 from mezzotint.train.stop import Stopped, StopRequest
 from mezzotint.train.track import TrackerName, open_tracker
 from mezzotint.weights.lora import write as write_adapter
@@ -87,7 +91,7 @@ class TrainConfig(config.Config, kind="train"):
 
 @dataclass
 class RunConfig(config.Config, kind="run"):
-    """A whole training run. init: the pipeline to start from (see `pipeline.load`); empty: from scratch.
+    """A whole training run. init: the pipeline to start from (see `pipeline.load`); empty: from scratch. stages: see `train.stages`.
 
     adapter: on the student's denoiser, which is then all that is trained of the student; rank 0 for none.
     """
@@ -102,6 +106,22 @@ class RunConfig(config.Config, kind="run"):
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     adapter: lora.LoRAConfig = field(default_factory=lambda: lora.LoRAConfig(rank=0))
     init: str = ""
+    stages: tuple[StageConfig, ...] = ()
+
+    def staged(self) -> list["RunConfig"]:
+        """The run as it is in every stage, the last of which is what its own fields say. UserError for stages that cannot be."""
+        ends = self.ends()
+        if self.stages and min(end - start for start, end in zip((0, *ends), ends, strict=False)) < 1:
+            raise UserError(f"stages must have a step or more and end before the run, and they end after steps {', '.join(map(str, ends))}")
+        return [changed(self, stage.changes) for stage in self.stages] + [self]
+
+    def ends(self) -> list[int]:
+        """The numbers of steps after which the stages end."""
+        return [*accumulate(stage.steps for stage in self.stages), self.train.steps]
+
+    def stage(self, step: int) -> int:
+        """Which of the stages step 0, 1, ... is of."""
+        return min(bisect_right(self.ends(), step), len(self.stages))
 
 
 @dataclass(frozen=True)
@@ -124,9 +144,12 @@ class Trainer:
         progress: Progress | None = None,
         track: TrackerName | None = None,
     ) -> None:
-        self.config, self.folder, self.track = config, folder, track
+        self.described, self.folder, self.track = config, folder, track
+        self.stages, self.stage = config.staged(), 0
+        self.config = copy.deepcopy(self.stages[0])  # of the stage: `_enter` changes it
+        config = self.config
         self.ranks = Ranks(config.parallel)
-        self.micros = self.ranks.share(config.train.accumulate)
+        self.micros, *_ = [self.ranks.share(stage.train.accumulate) for stage in self.stages]
         self.progress = progress if self.ranks.main else None
         self.step = 0
         self.seconds = 0.0
@@ -140,7 +163,8 @@ class Trainer:
             pipeline.requires_grad_(False)
             lora.add(pipeline.denoiser, config.adapter)
         self.method = config.method.build(pipeline.to(self.ranks.device))
-        self.source = source or config.data.build()
+        self.given = source
+        self.source = self._source()
         self.loader = Loader(self.source, config.train.batch, streams=config.train.accumulate, device=self.ranks.device)
         self.saver = checkpoint.Saver(folder / "checkpoints", self.ranks.rank, self.ranks.world, config.train.keep)
         self.guard = Guard(config.guard)
@@ -172,6 +196,13 @@ class Trainer:
             role.module.train(role.trained)
 
     @property
+    def images(self) -> int:
+        """Samples that the steps so far have had, batch by batch."""
+        ends = self.described.ends()
+        steps = (max(0, min(self.step, end) - start) for start, end in zip((0, *ends), ends, strict=False))
+        return sum(n * stage.train.batch * stage.train.accumulate for n, stage in zip(steps, self.stages, strict=True))
+
+    @property
     def pipeline(self) -> Pipeline:
         """The pipeline that previews, evaluation and export see: the student's average where one is kept."""
         module = self._shown()["student"]
@@ -200,13 +231,14 @@ class Trainer:
         chores, every = self.chores, self.config.train
         chores.open()
         if self.track and self.ranks.main:
-            chores.tracker = open_tracker(self.track, self.folder, self.step, self.config.to_data())
+            chores.tracker = open_tracker(self.track, self.folder, self.step, self.described.to_data())
         task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
         self.stop = StopRequest(every.deadline)
         try:
-            with closing(chores), self.stop, enough_memory(every.batch, every.accumulate):
+            with closing(chores), self.stop:
                 while self.step < every.steps and not chores.enough:
-                    self._round()
+                    with enough_memory(every.batch, every.accumulate):
+                        self._round()
                     if self.progress and task is not None:
                         self.progress.update(task, completed=self.step, note=chores.note)
         except Exception:
@@ -314,15 +346,41 @@ class Trainer:
         random.seed(_mixed(self.config.train.seed, self.step, *place))
 
     def _after_step(self, metrics: dict[str, Tensor], stopping: bool) -> None:
-        """Chores, stored averages, and the checkpoint, as they are due."""
+        """Chores, stored averages, and the checkpoint, as they are due. What looks at the weights sees the stage of the next step."""
         if self.step - 1 in self.moved:
             self.chores.write(moved=self.moved[self.step - 1])
-        self.chores(metrics)
+        self.chores.tell(metrics)
+        self._enter()
+        self.chores.look()
         if self.config.optim.lengths and self.chores.due(self.config.optim.snapshot):
             for name, average in self.averages.items():
                 average.store(self.folder / AVERAGES / name, self.step, self.ranks.main)
         if self.chores.due(self.config.train.checkpoint) or stopping or self.chores.enough:
             self._save()
+
+    def _enter(self) -> None:
+        """Go on in the stage of the next step, where that is another one. What is measured on other data is not compared with it."""
+        stage = self.described.stage(self.step)
+        if stage == self.stage:
+            return
+        before, now = self.stages[self.stage], self.stages[stage]
+        self.stage = stage
+        become(self.config, now)
+        if now.data != before.data:
+            self.source = self._source()
+        self.micros = self.ranks.share(now.train.accumulate)
+        self.loader.go_on(self.source, now.train.batch, now.train.accumulate)
+        self.guard.windows, self.chores.best = {}, Best()
+        if now.pipeline.sampling != before.pipeline.sampling:
+            for module in (self.method.student, *self._shown().values(), *self.unshared.values()):
+                if isinstance(module, Pipeline):
+                    module.config = replace(module.config, sampling=now.pipeline.sampling)
+
+    def _source(self) -> Source:
+        """The data of the stage."""
+        if self.given is not None and self.config.data == self.described.data:
+            return self.given
+        return self.config.data.build()
 
     def _examine(self) -> bool:
         """Read what the guard found since the last time. Returns False where the run has to roll back; raises where it has to end."""
@@ -341,7 +399,9 @@ class Trainer:
 
     def _explained(self, trouble: Trouble) -> BadStepError:
         """The error for a bad update, made again from the weights that it met."""
-        self.step, self.loader.position = trouble.place.step, trouble.place.position
+        self.step = trouble.place.step
+        self._enter()
+        self.loader.position = trouble.place.position
         self._release(trouble.turn)
         _, portions = self._experience()
         batches = [portion.batch for portion in portions]
@@ -367,7 +427,7 @@ class Trainer:
             tensors[f"{name}.optimizer"] = checkpoint.optimizer_tensors(self.method.roles[name].module, optimizers)
         state: dict[str, Any] = {"step": self.step, "position": self.loader.position, "seconds": self.seconds}
         state |= {"guard": self.guard.state(), "chores": self.chores.state(), "moved": [*self.moved.items()]}
-        state |= {"data": self.source.version, "config": self.config.to_data()}
+        state |= {"data": self.source.version, "config": self.described.to_data()}
         self.saver.save(self.step, tensors, state, spare=[self.chores.best.step])
 
     def _shown(self) -> dict[str, nn.Module]:
@@ -404,7 +464,7 @@ class Trainer:
             if self.ranks.main:
                 checkpoint.clear(folder)
                 if not checkpoint.steps(folder):
-                    (self.folder / "config.json").write_text(json.dumps(self.config.to_data(), indent=2) + "\n")
+                    (self.folder / "config.json").write_text(json.dumps(self.described.to_data(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out") from error
         self.ranks.wait()
@@ -415,13 +475,16 @@ class Trainer:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         self._check_settings(saved.state)
+        self.step = saved.state["step"]
+        self._enter()
+        self._check_data(saved.state["data"])
         tensors = {name: role.module.state_dict() for name, role in self.method.roles.items()}
         tensors |= {name: module.state_dict() for name, module in self._averages().items()}
         for name, optimizers in self.optimizers.items():
             module, group = self.method.roles[name].module, f"{name}.optimizer"
             tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved.shapes.get(group, {}))
         saved.fill(tensors)
-        self.step, self.loader.position, self.seconds = saved.state["step"], saved.state["position"], saved.state["seconds"]
+        self.loader.position, self.seconds = saved.state["position"], saved.state["seconds"]
         self.moved = dict(saved.state["moved"])
         self.guard.restore(saved.state["guard"], self.ranks.device)
         self.chores.restore(saved.state["chores"])
@@ -430,14 +493,18 @@ class Trainer:
         """UserError where a checkpoint is of another run. The machines may be others, the deadline, and what follows a bad step."""
         before = Config.from_data(state["config"])
         assert isinstance(before, RunConfig)
-        train = before.train.replace(deadline=self.config.train.deadline)
-        now = before.replace(parallel=self.config.parallel, guard=self.config.guard, train=train)
-        if now != self.config:
-            changed = ", ".join(_differences(now.to_data(), self.config.to_data()))
-            raise UserError(f"{self.folder} holds a run with other settings ({changed}); choose another folder with --out, or remove it")
-        if state["data"] != self.source.version:
+        wanted = self.described
+        train = before.train.replace(deadline=wanted.train.deadline)
+        now = before.replace(parallel=wanted.parallel, guard=wanted.guard, train=train)
+        if now != wanted:
+            others = ", ".join(_differences(now.to_data(), wanted.to_data()))
+            raise UserError(f"{self.folder} holds a run with other settings ({others}); choose another folder with --out, or remove it")
+
+    def _check_data(self, version: str) -> None:
+        """UserError where the data of the stage are not those that the run saw before."""
+        if version != self.source.version:
             raise UserError(
-                f"the data are not those that {self.folder} was trained on (version {state['data']}, now {self.source.version}); "
+                f"the data are not those that {self.folder} was trained on (version {version}, now {self.source.version}); "
                 "put them back, or choose another folder with --out"
             )
 
@@ -451,6 +518,8 @@ def _mixed(*numbers: int) -> int:
 
 def _differences(before: object, after: object, name: str = "") -> list[str]:
     """Dotted names of the fields in which two stored configurations differ, with both values."""
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        before, after = (dict(enumerate(each)) for each in (before, after))
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
         return [d for key in keys for d in _differences(before.get(key), after.get(key), f"{name}.{key}".lstrip("."))]
