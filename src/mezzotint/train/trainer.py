@@ -31,7 +31,7 @@ from mezzotint.methods.denoise import DenoiseConfig
 from mezzotint.methods.method import MethodConfig, Metrics, Role, Saved, Turn
 from mezzotint.models import lora
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
-from mezzotint.train import checkpoint
+from mezzotint.train import checkpoint, context
 from mezzotint.train.average import FOLDER as AVERAGES
 from mezzotint.train.average import Average
 from mezzotint.train.chores import Chores
@@ -126,6 +126,8 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.track = config, folder, track
         self.ranks = Ranks(config.parallel)
+        if self.ranks.context:
+            context.check_method(config.method)
         self.micros = self.ranks.share(config.train.accumulate)
         self.progress = progress if self.ranks.main else None
         self.step = 0
@@ -154,7 +156,7 @@ class Trainer:
             role.module.to(self.ranks.device)
         check_precision(roles)
         self.averages = {name: Average(role.module, optim.average, optim.lengths) for name, role in roles.items() if role.averaged}
-        self.unshared = {name: empty_copy(module) for name, module in self._shown().items()} if self.ranks.world > 1 else self._shown()
+        self.unshared = {name: empty_copy(module) for name, module in self._shown().items()} if self.ranks.mesh else self._shown()
         for role in roles.values():
             self.ranks.spread(role)
         for module in self._averages().values():
@@ -183,7 +185,7 @@ class Trainer:
 
         An adapter is merged: what is exported needs none.
         """
-        if self.ranks.world > 1:
+        if self.ranks.mesh:
             gather(self._shown()[name], self.unshared[name], self.ranks.main)
         module = self.unshared[name]
         if self.config.adapter.rank and self.ranks.main and isinstance(module, Pipeline):
@@ -204,7 +206,7 @@ class Trainer:
         task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
         self.stop = StopRequest(every.deadline)
         try:
-            with closing(chores), self.stop, enough_memory(every.batch, every.accumulate):
+            with closing(chores), self.stop, enough_memory(every.batch, every.accumulate), self.ranks.company():
                 while self.step < every.steps and not chores.enough:
                     self._round()
                     if self.progress and task is not None:
