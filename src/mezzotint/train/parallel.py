@@ -195,8 +195,7 @@ class Ranks:
 
     def spread(self, role: Role) -> None:
         """Prepare a role in place: checkpointing and compilation of its blocks, and its share of the weights."""
-        parts = _parts(role.module)
-        for part in parts:
+        for part in parts(role.module):
             spread = self.context if isinstance(role.module, Pipeline) and part is role.module.denoiser else None
             if spread is not None:
                 context.check(part, spread.size)
@@ -208,16 +207,15 @@ class Ranks:
                     block.forward = torch.compile(block.forward)
             if spread is not None:
                 context.share_tokens(part, spread)
-        for part in parts:
-            frozen = not (role.trained and any(p.requires_grad for p in part.parameters()))
-            whole = self.config.replicate_text and frozen and part is getattr(role.module, "text", None)
+        for part in parts(role.module):
+            whole = self.config.replicate_text and frozen(role, part) and part is getattr(role.module, "text", None)
             if self.mesh is not None and not whole:
-                _shard(part, self.mesh, waits=self.config.offload and frozen)
+                _shard(part, self.mesh, waits=self.config.offload and frozen(role, part))
 
     def spread_average(self, module: nn.Module) -> None:
         """This rank's share of a moving average."""
         if self.mesh is not None:
-            for part in _parts(module):
+            for part in parts(module):
                 _shard(part, self.mesh)
 
 
@@ -242,9 +240,14 @@ def _mesh(kind: str, world: int, shard: int) -> DeviceMesh:
     return init_device_mesh(kind, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
-def _parts(module: nn.Module) -> list[nn.Module]:
+def parts(module: nn.Module) -> list[nn.Module]:
     """What methods call: the modules of a pipeline, which is not called itself in training, apart from its codec; or the module."""
     return [part for part in module.children() if part is not module.codec] if isinstance(module, Pipeline) else [module]
+
+
+def frozen(role: Role, part: nn.Module) -> bool:
+    """Whether nothing in a part of a role is trained."""
+    return not (role.trained and any(p.requires_grad for p in part.parameters()))
 
 
 KEPT = tuple(
