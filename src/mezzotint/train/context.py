@@ -151,7 +151,9 @@ def check(net: nn.Module, size: int) -> None:
     name = type(net).__name__
     if strange := sorted({type(block).__name__ for block in blocks(net) if type(block) not in CUTS}):
         able = ", ".join(kind.__name__ for kind in CUTS)
-        raise UserError(f"parallel.context cannot spread the tokens of {name}, which has {', '.join(strange)} (it can those of {able}); set it to 1")
+        raise UserError(
+            f"parallel.context cannot spread the tokens of {name}, which has {', '.join(strange)} (it can those of {able}); set it to 1"
+        )
     for field_name in ("heads", "kv_heads"):
         heads = vars(net.config).get(field_name, size)
         if heads % size:

@@ -37,6 +37,7 @@ from mezzotint.train import context
 
 GONE_WITHIN = 5.0  # seconds in which a process that has let go of its connections ends
 
+
 @dataclass
 class ParallelConfig(config.Config, kind="parallel"):
     """How a run uses its machines. A run may go on under another one: the losses are the same up to rounding.

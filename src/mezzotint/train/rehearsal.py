@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 from mezzotint.train.context import Group
 
 META = torch.device("meta")
+Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
 LARGE = 1 << 16  # elements; nobody looks at the numbers of what is larger
 FACTORIES = (
     torch.ops.aten.randn,
@@ -55,7 +56,7 @@ class Rehearsal(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._count = 0
-        self._answers: dict[Any, list[tuple[torch.Size, tuple[int, ...], torch.dtype]] | None] = {}
+        self._answers: dict[Any, list[Made] | None] = {}
 
     def __enter__(self) -> "Rehearsal":
         self._kernel = F.scaled_dot_product_attention
@@ -195,13 +196,15 @@ def _alike(x: Any) -> Any:
     return type(x), x
 
 
-def _description(out: Any, read: Sequence[Tensor]) -> list[tuple[torch.Size, tuple[int, ...], torch.dtype]] | None:
-    """Sizes, strides and types from which an answer can be made anew; None where it shares storage with what was read, or has numbers."""
-    if isinstance(out, list) or not all(isinstance(x, Tensor) and x.device == META for x in (out if isinstance(out, tuple) else (out,))):
+def _description(out: Any, read: Sequence[Tensor]) -> list[Made] | None:
+    """Sizes, strides and types from which an answer can be made anew; None where storages are shared, or have numbers."""
+    made = list(out) if isinstance(out, tuple) else [out]
+    if not all(isinstance(x, Tensor) and x.device == META for x in made):
         return None
-    made, known = list(_tensors(out if isinstance(out, tuple) else (out,))), {x.untyped_storage()._cdata for x in read}
+    storages = {x.untyped_storage()._cdata for x in made}
+    apart = len(storages) == len(made) and storages.isdisjoint(x.untyped_storage()._cdata for x in read)
     whole = all(x.untyped_storage().nbytes() == x.numel() * x.itemsize for x in made)
-    return [(x.shape, x.stride(), x.dtype) for x in made] if whole and not known & {x.untyped_storage()._cdata for x in made} else None
+    return [(x.shape, x.stride(), x.dtype) for x in made] if apart and whole else None
 
 
 def _size(x: Tensor) -> int:
