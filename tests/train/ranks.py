@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import bright  # noqa: F401  # its rewards' kind is known
+import bright  # noqa: F401  # every kind of configuration is known
 import torch
 from torch import Tensor
 
@@ -19,16 +19,17 @@ from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.method import Metrics, Turn
-from mezzotint.recipes import RECIPES  # noqa: F401  # every kind of configuration is known
+from mezzotint.recipes import RECIPES  # noqa: F401
+from mezzotint.text import blank  # noqa: F401
 from mezzotint.train import checkpoint
 from mezzotint.train.guard import NonFiniteError
 from mezzotint.train.parallel import leave
 from mezzotint.train.stop import Stopped
 from mezzotint.train.trainer import Portion, RunConfig, Trainer
 
-# Processes of this context are copies of one that has imported what is needed, once for all tests.
+# Processes of this context are copies of one that has imported what is needed, once for all tests. It knows the package, and no tests.
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["ranks"])
+START.set_forkserver_preload(["mezzotint.recipes", "mezzotint.train.trainer"])
 
 
 class Uneven(Worlds):

@@ -172,16 +172,16 @@ def test_settings_do_what_they_are_for(run_config: Callable[..., RunConfig]) -> 
 
 
 def test_what_was_asked_before_is_answered_alike(run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storages, kernels and their order are those of a rehearsal that remembers nothing."""
+    """Storages, kernels and their order are those of a rehearsal that remembers nothing; several that end at once may do so in any."""
     found = []
     for _ in range(2):
         config = run_config(batch=2)
         with Rehearsal() as rehearsal:
             run = Rehearsed(config, Imagined(config), Setup(checkpointing=True), rehearsal)
             run.train(rounds=2)
-        found.append((rehearsal.steps, rehearsal.work))
+        found.append((rehearsal.work, rehearsal.peak(0, len(rehearsal.steps), {}), sorted(rehearsal.steps)))
         monkeypatch.setattr(Rehearsal, "_answer", lambda self, function, arguments, keywords: function(*arguments, **keywords))
-    assert len(found[0][1]) > 100
+    assert len(found[0][0]) > 100
     assert found[0] == found[1]
 
 
@@ -193,7 +193,7 @@ def test_what_ranks_that_share_a_sample_send_is_counted(run_config: Callable[...
         plan(config.replace(train=config.train.replace(accumulate=4 // n)), replace(EXACT, gpus=4, context=n), H100) for n in (1, 4)
     )
     assert (alone.images_per_step, shared.images_per_step) == (8, 2)
-    assert shared.activations_gb < 0.6 * alone.activations_gb
+    assert shared.activations_gb < 0.7 * alone.activations_gb  # the text's encoder is not spread
     with Rehearsal() as rehearsal:
         run = Rehearsed(config, Imagined(config), replace(EXACT, context=4), rehearsal)
         run.train(rounds=1)

@@ -134,8 +134,9 @@ def attend_spread(kernel: Softmax, group: Group, only: Tensor | None, q: Tensor,
 
     mask: over the keys of all ranks, one rank's after the other's; where there is none, `only` is.
     """
-    q, k = q.to(v.dtype), k.to(v.dtype)  # as autocast would have it, and less to send
-    attended = kernel(*(_heads(x, group) for x in (q, k, v)), only if mask is None else mask)
+    # In the type that autocast would have, which is less to send.
+    q, k, v = _heads(q.to(v.dtype), group), _heads(k.to(v.dtype), group), _heads(v, group)
+    attended = kernel(q, k, v, only if mask is None else mask)
     parts: Tensor = _Exchange.apply(attended.unflatten(2, (group.size, -1)).movedim(2, 0), group)  # (P, B, h / P, n, d)
     return parts.transpose(0, 1).flatten(1, 2)
 
@@ -186,7 +187,8 @@ def share_tokens(net: nn.Module, group: Group) -> None:
     for number, block in enumerate(every):
         first = number == 0 or type(every[number - 1]) is not type(block)
         last = number == len(every) - 1 or type(every[number + 1]) is not type(block)
-        row = _Row(CUTS[type(block)], group) if first else row
+        if first:
+            row = _Row(CUTS[type(block)], group)
         block.forward = partial(row.run, block.forward, inspect.signature(type(block).forward), first, last)
 
 

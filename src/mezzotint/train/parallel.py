@@ -64,7 +64,9 @@ class ParallelConfig(config.Config, kind="parallel"):
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the ranks tell each other in a step. samples: of all of them, a sample that c ranks share being c. stop: whether any of them was asked to stop."""
+    """What the ranks tell each other in a step. samples: of all of them, one that c ranks share being c. stop: whether any of them was
+    asked to stop.
+    """
 
     samples: int
     stop: bool
@@ -98,8 +100,11 @@ class Ranks:
         """Meet the others, and tell them where this process is. One that is alone has itself for all ranks."""
         if not dist.is_initialized():
             backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-            alone = {} if self.world > 1 else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-            dist.init_process_group(backend, timeout=timedelta(minutes=self.config.timeout), **alone)
+            limit = timedelta(minutes=self.config.timeout)
+            if self.world > 1:
+                dist.init_process_group(backend, timeout=limit)
+            else:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
         if self.world > 1:
             _get_default_store().set(f"place-{self.rank}", f"{socket.gethostname()} {os.getpid()}")
 
@@ -289,7 +294,8 @@ def _runs(pid: int) -> bool:
 def _shard(part: nn.Module, mesh: DeviceMesh, waits: bool = False) -> None:
     """FSDP2 on the blocks and then the rest. Gradients are summed: the losses are shares of one mean already.
 
-    waits: the weights are in the CPU's memory, where a GPU can fetch them from, until they are gathered. Weights travel in float32, so that a block computes what it would on one rank, in any precision and in previews.
+    waits: the weights are in the CPU's memory until they are gathered. Weights travel in float32, so that a block computes what it
+    would on one rank, in any precision and in previews.
     """
     # Networks return their patches as a view of the picture, and nobody writes into it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

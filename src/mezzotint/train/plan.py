@@ -287,7 +287,7 @@ class Rehearsed:
         return self.rehearsal.peak(self.start, self.end, shares) + self.unsharded(setup)
 
     def unsharded(self, setup: Setup) -> float:
-        """Bytes of what is put together from several GPUs, or fetched: what is in no block, two blocks, and the gradient of one in float32."""
+        """Bytes of what is put together, or fetched: what is in no block, two blocks, and the gradient of one in float32."""
         if not setup.sharded:
             return 0.0
         rest = largest = 0
