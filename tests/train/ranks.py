@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 
 import bright  # noqa: F401  # every kind of configuration is known
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mezzotint.data.batch import Batch
@@ -114,11 +114,9 @@ def together(world: int, jobs: Sequence[Job], seconds: float = 300.0) -> list[in
         for job in jobs:
             job.run()
         return [0]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where ranks meet, outside of them as with torchrun
     stored = json.dumps([(str(job.folder), job.config.to_data(), job.source, job.killed) for job in jobs])
-    processes = [START.Process(target=_rank, args=(rank, world, port, stored)) for rank in range(world)]
+    processes = [START.Process(target=_rank, args=(rank, world, store.port, stored)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
@@ -131,6 +129,7 @@ def together(world: int, jobs: Sequence[Job], seconds: float = 300.0) -> list[in
 
 def _rank(rank: int, world: int, port: int, stored: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     torch.set_num_threads(1)
     for folder, config, *rest in json.loads(stored):
         Job(Path(folder), RunConfig.from_data(config), *rest).run()

@@ -198,7 +198,7 @@ def test_what_ranks_that_share_a_sample_send_is_counted(run_config: Callable[...
         run = Rehearsed(config, Imagined(config), replace(EXACT, context=4), rehearsal)
         run.train(rounds=1)
     # Of B n d: in a block q, k, v and the answer, k and v with the text's; at the end P - 1 shares to each; gradients as much.
-    image, words = 16 // 4, math.ceil(len(run.source.said.split()) / 4)
+    image, words = 16 // 4, math.ceil(run.method.student.encode([run.source.said]).text.shape[1] / 4)
     once = 4 * 2 * net.width * (net.depth * 3 / 4 * (4 * image + 2 * words) + 3 * image)
     exchanged = sum(turn.exchanged for turn in run.turns)
     assert exchanged == pytest.approx(2 * once)

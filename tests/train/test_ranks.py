@@ -131,7 +131,8 @@ def ran(root: Path, run_config_once: Make) -> Path:
 @pytest.mark.parametrize(
     ("name", "world", "steps", "error"),
     [("long", 2, 50, 1e-5), ("even", 2, 3, 1e-5), ("even", 4, 3, 1e-5), ("uneven", 2, 2, 1e-5), ("half", 2, 3, 1e-3)]
-    + [(name, 2, 2, 1e-5) for name in (*METHODS, *NETWORKS)],
+    # Within a group of pictures the policy's losses cancel.
+    + [(name, 2, 2, 1e-4 if name == "flow_grpo" else 1e-5) for name in (*METHODS, *NETWORKS)],
 )
 def test_the_losses_do_not_depend_on_the_number_of_ranks(name: str, world: int, steps: int, error: float, ran: Path) -> None:
     alone, shared = losses(ran / f"{name}-1"), losses(ran / f"{name}-{world}")
