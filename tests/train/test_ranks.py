@@ -210,3 +210,6 @@ def test_micro_batches_that_cannot_be_shared_are_refused(monkeypatch: pytest.Mon
         ranks.share(4)
     ranks.config.context = 3
     assert list(ranks.share(4)) == [0, 1, 2, 3]
+    monkeypatch.setattr(ranks, "world", 9)
+    with pytest.raises(UserError, match=r"3 groups of 3 ranks cannot share the 4 micro-batches .* --train.accumulate to a multiple of 3"):
+        ranks.share(4)
