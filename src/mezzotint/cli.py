@@ -365,6 +365,8 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
         raise unknown("gpu", options.gpu, DEVICES)
     if options.gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {options.gpus}")
+    if options.context < 1 or options.gpus % options.context:
+        raise UserError(f"--context must divide --gpus ({options.gpus}), got {options.context}")
     config = RECIPES[options.recipe](options.size) if options.recipe in RECIPES else published(options.recipe)
     if options.method:
         methods = {kind: made for kind, made in Config.kinds.items() if issubclass(made, MethodConfig)}
@@ -375,7 +377,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
     device = DEVICES[options.gpu]
     if options.price is not None:
         device = replace(device, price=options.price)
-    setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.eight_bit)
+    setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.eight_bit, options.context, options.offload)
     result, changes = planned(config, setup, device), advice(config, setup, device)
     stages = by_stage(config, setup, device) if config.stages else []
     if options.json:

@@ -158,6 +158,10 @@ class PlanOptions:
     """Train an adapter of this rank instead of all weights."""
     eight_bit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Keep optimizer states in 8 bits."""
+    context: int = 1
+    """GPUs that share one sample, each with a part of its tokens."""
+    offload: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let frozen weights wait in the CPU's memory."""
     price: float | None = None
     """Dollars an hour for one GPU, instead of the table's."""
     json: bool = False

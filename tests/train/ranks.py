@@ -4,27 +4,32 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import bright  # noqa: F401  # every kind of configuration is known
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
-from mezzotint.recipes import RECIPES  # noqa: F401  # every kind of configuration is known
+from mezzotint.methods.method import Metrics, Turn
+from mezzotint.recipes import RECIPES  # noqa: F401
+from mezzotint.text import blank  # noqa: F401
 from mezzotint.train import checkpoint
 from mezzotint.train.guard import NonFiniteError
 from mezzotint.train.parallel import leave
 from mezzotint.train.stop import Stopped
-from mezzotint.train.trainer import RunConfig, Trainer
+from mezzotint.train.trainer import Portion, RunConfig, Trainer
 
-# Processes of this context are copies of one that has imported what is needed, once for all tests.
+# Processes of this context are copies of one that has imported what is needed, once for all tests. It knows the package, and no tests.
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["ranks"])
+START.set_forkserver_preload(["mezzotint.recipes", "mezzotint.train.trainer"])
 
 
 class Uneven(Worlds):
@@ -62,25 +67,45 @@ class Deadly(Worlds):
         return super().batch(number, size)
 
 
+class Mortal(Trainer):
+    """A trainer whose rank 1 is killed in the middle of its second step, after a forward and before its backward."""
+
+    def _loss(self, portion: Portion, turn: Turn, number: int) -> tuple[Tensor, Metrics]:
+        computed = super()._loss(portion, turn, number)
+        if self.step == 1 and self.ranks.rank == 1:
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return computed
+
+
 SOURCES = {"worlds": Worlds, "uneven": Uneven, "interrupted": Interrupted, "poisoned": Poisoned, "deadly": Deadly}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run: its folder, its configuration, and where its batches come from."""
+    """A run: its folder, its configuration, where its batches come from, and how it ends before its time.
+
+    killed: "in-step" rank 1, "in-checkpoint" all ranks, in the middle of their second file of the second checkpoint.
+    """
 
     folder: Path
     config: RunConfig
     source: Literal["worlds", "uneven", "interrupted", "poisoned", "deadly"] = "worlds"
+    killed: Literal["", "in-step", "in-checkpoint"] = ""
 
     def run(self) -> None:
         """Train, to the end or until the source is the end of it, as it is written to a file of this rank."""
         assert isinstance(self.config.data, WorldsConfig)
-        trainer = Trainer(self.config, self.folder, SOURCES[self.source](self.config.data))
+        made = Mortal if self.killed == "in-step" else Trainer
+        trainer = made(self.config, self.folder, SOURCES[self.source](self.config.data))
+        if self.killed == "in-checkpoint":
+            die_writing(2 + len(trainer.method.roles) + len(trainer.averages) + len(trainer.optimizers), trainer.ranks.world)
         try:
             trainer.run()
         except (Stopped, NonFiniteError, UserError) as error:
             (self.folder / f"end-{trainer.ranks.rank}").write_text(f"{type(error).__name__}: {error}")
+            if self.killed:
+                raise
 
 
 def together(world: int, jobs: Sequence[Job], seconds: float = 300.0) -> list[int | None]:
@@ -89,11 +114,9 @@ def together(world: int, jobs: Sequence[Job], seconds: float = 300.0) -> list[in
         for job in jobs:
             job.run()
         return [0]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    stored = json.dumps([(str(job.folder), job.config.to_data(), job.source) for job in jobs])
-    processes = [START.Process(target=_rank, args=(rank, world, port, stored)) for rank in range(world)]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where ranks meet, outside of them as with torchrun
+    stored = json.dumps([(str(job.folder), job.config.to_data(), job.source, job.killed) for job in jobs])
+    processes = [START.Process(target=_rank, args=(rank, world, store.port, stored)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
@@ -106,16 +129,34 @@ def together(world: int, jobs: Sequence[Job], seconds: float = 300.0) -> list[in
 
 def _rank(rank: int, world: int, port: int, stored: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     torch.set_num_threads(1)
-    for folder, config, source in json.loads(stored):
-        Job(Path(folder), RunConfig.from_data(config), source).run()
+    for folder, config, *rest in json.loads(stored):
+        Job(Path(folder), RunConfig.from_data(config), *rest).run()
     leave()
+
+
+def die_writing(when: int, world: int = 1) -> None:
+    """From now on this process kills itself in the middle of the `when`-th file of its checkpoints, when as many others are there."""
+    write, calls = checkpoint.save_file, []
+
+    def dying_write(tensors: dict[str, Tensor], path: Path, *rest: object) -> None:
+        calls.append(path)
+        if len(calls) == when:
+            path.write_bytes(b"half a file")
+            path.with_suffix(".dying").touch()
+            while len(list(path.parent.glob("*.dying"))) < world:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(tensors, path, *rest)  # type: ignore[arg-type]
+
+    checkpoint.save_file = dying_write  # type: ignore[assignment]
 
 
 def killed_run(described: str, folder: Path, where: Literal["in-step", "in-checkpoint"], when: int) -> None:
     """Train until this process kills itself: before step `when`, or in the middle of the `when`-th file of a checkpoint."""
     torch.set_num_threads(1)
-    step, write, calls = Trainer._train_step, checkpoint.save_file, []
+    step, calls = Trainer._train_step, []
 
     def dying_step(trainer: Trainer) -> object:
         calls.append("step")
@@ -123,15 +164,8 @@ def killed_run(described: str, folder: Path, where: Literal["in-step", "in-check
             os.kill(os.getpid(), signal.SIGKILL)
         return step(trainer)
 
-    def dying_write(tensors: dict[str, torch.Tensor], path: Path, *rest: object) -> None:
-        calls.append("write")
-        if len(calls) == when:
-            Path(path).write_bytes(b"half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(tensors, path, *rest)  # type: ignore[arg-type]
-
     if where == "in-step":
         Trainer._train_step = dying_step  # type: ignore[assignment, method-assign]
     else:
-        checkpoint.save_file = dying_write  # type: ignore[assignment]
+        die_writing(when)
     Trainer(RunConfig.from_data(json.loads(described)), folder).run()

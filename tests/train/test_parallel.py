@@ -15,12 +15,16 @@ from mezzotint.data.buckets import batch_size, shapes
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.method import Role
-from mezzotint.models import PRESETS, Cond, DiTConfig
+from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.ladd import LADDConfig
+from mezzotint.methods.method import MethodConfig, Role
+from mezzotint.methods.progressive import ProgressiveConfig
+from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.models import PRESETS, Cond, DenoiserConfig, DiTConfig, FluxConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig
-from mezzotint.train import checkpoint
+from mezzotint.train import checkpoint, context, parallel
 from mezzotint.train.log import read
-from mezzotint.train.parallel import ParallelConfig, Ranks, blocks, empty_copy, gather
+from mezzotint.train.parallel import ParallelConfig, Ranks, blocks, empty_copy, gather, leave
 from mezzotint.train.trainer import RunConfig, Trainer
 
 Make = Callable[..., RunConfig]
@@ -148,3 +152,115 @@ def test_groups_must_divide_the_ranks(shard: int) -> None:
 
     with pytest.raises(UserError, match=rf"parallel.shard must divide the number of ranks \(4\) or be 0, got {shard}"):
         _mesh("cpu", 4, shard)
+
+
+def test_samples_are_shared_by_all_ranks_or_by_none() -> None:
+    with pytest.raises(UserError, match=r"parallel.context must divide the number of ranks \(1\), got 2"):
+        Ranks(ParallelConfig(context=2))
+
+
+def small(name: str) -> nn.Module:
+    """A published network on the meta device, with few blocks."""
+    config: DenoiserConfig = PRESETS[name]()
+    few = {"depth": 2} if "depth" in vars(config) else {"joint": 1, "single": 1} if "joint" in vars(config) else {}
+    if name == "hidream-i1":
+        few["layers"] = (0, 1)
+    with torch.device("meta"):
+        return config.replace(**few).build()
+
+
+def test_networks_whose_tokens_can_be_spread() -> None:
+    for name in ("dit-s-2", "sd3-medium", "flux-dev", "pixart-sigma", "uvit-s-2", "fuse-dit-2b"):
+        context.check(small(name), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("sd1.5", 2, "the tokens of UNet, which has "),
+        ("sana-600m", 2, "the tokens of Sana, which has SanaBlock"),
+        ("hidream-i1", 2, "the tokens of HiDream, which has HiDreamJointBlock, HiDreamSingleBlock"),
+        ("lumina-image-2", 2, "the tokens of Lumina2, which has TextBlock, TimedBlock"),
+        ("dit-s-2", 4, "parallel.context must divide the 6 heads of ClassDiT, got 4"),
+        ("fuse-dit-2b", 8, "parallel.context must divide the 4 kv_heads of FuseDiT, got 8"),
+    ],
+)
+def test_networks_whose_tokens_cannot_be_spread_are_named(name: str, size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        context.check(small(name), size)
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (LADDConfig(), "ladd, which reads features of blocks"),
+        (ReflowConfig(perceptual=0.1), "reflow, which reads features of blocks"),
+        (DenoiseConfig(mask=0.5), "method.mask, which leaves patches out"),
+    ],
+)
+def test_techniques_that_need_whole_blocks_are_named(method: MethodConfig, why: str) -> None:
+    with pytest.raises(UserError, match=f"parallel.context cannot be used with {why}"):
+        context.check_methods([DenoiseConfig(), method])
+    context.check_methods([ReflowConfig(), DenoiseConfig()])
+
+
+class Lonely(context.Group):
+    """One of several ranks, the others of which have the same: what it would send comes back, and blocks' tokens are counted."""
+
+    def exchange(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def collect(self, x: Tensor) -> Tensor:
+        return torch.stack([x] * self.size)
+
+
+def test_blocks_have_a_share_of_the_tokens_and_what_follows_has_all() -> None:
+    """35 tokens of a picture and 7 of a text over four ranks: 9 and 2 each, or 11 of both in one stream."""
+    config = FluxConfig(
+        width=32, joint=2, single=2, heads=4, axes=(2, 2, 4), patch=2, channels=3, text_width=8, pooled_width=8, guidance=False
+    )
+    net, group = config.build(), Lonely(4, 3)
+    context.share_attention(net, group)
+    context.share_tokens(net, group)
+    seen: list[int] = []
+    for block in blocks(net):
+        inner = block.norm if hasattr(block, "norm") else block.image.norm  # type: ignore[union-attr]
+        inner.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))  # type: ignore[operator, union-attr]
+    cond = Cond(torch.randn(1, 7, 8), torch.ones(1, 7, dtype=torch.bool), torch.randn(1, 8))
+    assert net(torch.randn(1, 3, 10, 14), torch.rand(1), cond).shape == (1, 3, 10, 14)
+    assert set(seen[:4]) == {9}
+    assert set(seen[4:]) == {11}
+
+
+def test_weights_that_wait_are_those_that_are_frozen(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, FSDP2's policy keeps them in the CPU's memory; here, that they have it, and that the numbers stay."""
+    where: dict[nn.Module, Any] = {}
+    real = parallel.fully_shard
+
+    def recorded(module: nn.Module, **keywords: Any) -> Any:
+        where[module] = keywords["offload_policy"]
+        return real(module, **keywords)
+
+    monkeypatch.setattr(parallel, "fully_shard", recorded)
+    config = run_config(DPOConfig(), pairs=True, steps=2, preview_prompts=())
+    config.parallel = ParallelConfig(offload=True)
+    trainer = Trainer(config, tmp_path / "waits")
+    try:
+        trainer.run()
+        again = Trainer(config, tmp_path / "waits")
+        again.run()  # reads its checkpoint, and has nothing left to do
+        halving = run_config(ProgressiveConfig(first=2, last=1, stage=1), steps=2, preview_prompts=())
+        halving.parallel = config.parallel
+        Trainer(halving, tmp_path / "halved").run()  # its teacher is replaced
+    finally:
+        leave()
+    for role in trainer.method.roles.values():
+        for module in role.module.modules():
+            if module in where:
+                assert isinstance(where[module], parallel.CPUOffloadPolicy) == (not role.trained)
+    for block in blocks(trainer.method.pipeline("reference").denoiser):
+        assert block in where
+    config.parallel = ParallelConfig()
+    Trainer(config, tmp_path / "plain").run()
+    waits, plain = ([line["loss"] for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("waits", "plain"))
+    assert waits == pytest.approx(plain, rel=1e-6)

@@ -1,6 +1,7 @@
 """The planner: what a rehearsal counts, by hand and by torch's allocator, and what follows from it."""
 
 import json
+import math
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mezzotint.cli import main
+from mezzotint.methods.dpo import DPOConfig
 from mezzotint.models import PRESETS
 from mezzotint.models.cost import flops
 from mezzotint.models.denoiser import blocks
@@ -169,6 +171,51 @@ def test_settings_do_what_they_are_for(run_config: Callable[..., RunConfig]) -> 
     assert adapter.states_gb < 0.2 * plain.states_gb
 
 
+def test_what_was_asked_before_is_answered_alike(run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storages, kernels and their order are those of a rehearsal that remembers nothing; several that end at once may do so in any."""
+    found = []
+    for _ in range(2):
+        config = run_config(batch=2)
+        with Rehearsal() as rehearsal:
+            run = Rehearsed(config, Imagined(config), Setup(checkpointing=True), rehearsal)
+            run.train(rounds=2)
+        found.append((rehearsal.work, rehearsal.peak(0, len(rehearsal.steps), {}), sorted(rehearsal.steps)))
+        monkeypatch.setattr(Rehearsal, "_answer", lambda self, function, arguments, keywords: function(*arguments, **keywords))
+    assert len(found[0][0]) > 100
+    assert found[0] == found[1]
+
+
+def test_what_ranks_that_share_a_sample_send_is_counted(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config(batch=2)
+    net = config.pipeline.denoiser
+    config.pipeline = config.pipeline.replace(denoiser=net.replace(heads=4))
+    alone, shared = (
+        plan(config.replace(train=config.train.replace(accumulate=4 // n)), replace(EXACT, gpus=4, context=n), H100) for n in (1, 4)
+    )
+    assert (alone.images_per_step, shared.images_per_step) == (8, 2)
+    assert shared.activations_gb < 0.7 * alone.activations_gb  # the text's encoder is not spread
+    with Rehearsal() as rehearsal:
+        run = Rehearsed(config, Imagined(config), replace(EXACT, context=4), rehearsal)
+        run.train(rounds=1)
+    # Of B n d: in a block q, k, v and the answer, k and v with the text's; at the end P - 1 shares to each; gradients as much.
+    image, words = 16 // 4, math.ceil(run.method.student.encode([run.source.said]).text.shape[1] / 4)
+    once = 4 * 2 * net.width * (net.depth * 3 / 4 * (4 * image + 2 * words) + 3 * image)
+    exchanged = sum(turn.exchanged for turn in run.turns)
+    assert exchanged == pytest.approx(2 * once)
+    assert shared.communication_s > exchanged / H100.link
+
+
+def test_frozen_weights_that_wait_take_no_memory(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config(DPOConfig(), pairs=True)
+    here, waiting = (plan(config, replace(EXACT, offload=offload), H100) for offload in (False, True))
+    reference = 4e-9 * sum(p.numel() for p in config.pipeline.build().parameters())
+    assert here.weights_gb - waiting.weights_gb == pytest.approx(reference, rel=1e-3)
+    assert waiting.states_gb == here.states_gb
+    # The reference is fetched once for every loss: its text encoder and its network.
+    assert waiting.communication_s == pytest.approx(reference * 1e9 / H100.host, rel=1e-2)
+    assert here.communication_s == 0
+
+
 def device(gigabytes: float) -> Device:
     """One that can hold so much."""
     return replace(H100, memory=(gigabytes * 1e9 + CONTEXT) / USABLE)
@@ -224,6 +271,7 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
         (["flux-de"], "unknown recipe 'flux-de'; did you mean 'flux-dev'?"),
         (["tiny.worlds", "--gpu", "h10"], "unknown gpu 'h10'; did you mean 'h100'?"),
         (["tiny.worlds", "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["tiny.worlds", "--gpus", "4", "--context", "3"], "--context must divide --gpus (4), got 3"),
         (["tiny.worlds", "--method", "dop"], "unknown method 'dop'; did you mean 'dpo'?"),
         (["tiny.worlds", "--train.bacth", "4"], "unknown field of tiny.worlds 'train.bacth'; did you mean 'train.batch'?"),
         (["tiny.worlds", "--size", "xs", "--method", "dpo"], "DPO needs preference pairs"),

@@ -3,6 +3,8 @@
 B batch, N tokens that ask, K tokens that are asked, D width, d channels of a head.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -12,6 +14,28 @@ from torch import Tensor, nn
 from mezzotint.models.embed import rotate
 
 QKNorm = Literal["head", "width"]
+Softmax = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # as `softmax`
+
+
+def softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The kernel of `attend`, with its arguments -> (B, heads, N, d)."""
+    keys = None if mask is None else mask.reshape(len(mask), 1, -1, k.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, enable_gqa=q.shape[1] != k.shape[1])
+
+
+_kernel: Softmax = softmax
+
+
+@contextmanager
+def attending(kernel: Softmax) -> Iterator[None]:
+    """Within, `attend` asks another kernel: one that knows of tokens elsewhere."""
+    # A plain global, since compilers of blocks cannot read context variables.
+    global _kernel
+    before, _kernel = _kernel, kernel
+    try:
+        yield
+    finally:
+        _kernel = before
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -20,9 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     With fewer key heads than query heads, neighbouring query heads share one (Ainslie et al. 2023). mask: (B, K) bool, True for
     keys that may be attended, or (B, N, K) where each query has its own; where there is none, the answer is zero.
     """
-    keys = None if mask is None else mask.reshape(len(mask), 1, -1, k.shape[2])
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, enable_gqa=q.shape[1] != k.shape[1])
-    return attended.transpose(1, 2).flatten(2)
+    return _kernel(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def attend_linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

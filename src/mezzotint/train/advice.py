@@ -74,7 +74,7 @@ def _smaller_batches(config: RunConfig, setup: Setup) -> Iterator[tuple[str, Run
     train = config.train
     while train.batch > 1 and train.batch % 2 == 0:
         # GPUs that have no second micro-batch yet get one, so that a step has as many pictures as before.
-        train = train.replace(batch=train.batch // 2, accumulate=2 * max(train.accumulate, setup.gpus))
+        train = train.replace(batch=train.batch // 2, accumulate=2 * max(train.accumulate, setup.gpus // setup.context))
         yield f"--train.batch {train.batch} --train.accumulate {train.accumulate}", (config.replace(train=train), setup)
 
 

@@ -106,9 +106,10 @@ class Chores:
         return any(map(self.due, intervals))
 
     def _now(self) -> tuple[float, ...]:
-        """What speeds are differences of: images, seconds of training, seconds of waiting for data, operations."""
+        """What speeds are differences of: images, seconds of training, seconds of waiting for data, operations of this rank."""
         trainer = self.trainer
-        return trainer.images, trainer.seconds, trainer.loader.waited, trainer.operations.total
+        operations = trainer.operations.total / self.config.parallel.context
+        return trainer.images, trainer.seconds, trainer.loader.waited, operations
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         """The numbers of the last step, and how fast the steps since the last line were."""

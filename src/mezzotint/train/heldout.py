@@ -18,7 +18,7 @@ def heldout_loss(pipeline: Pipeline, batch: Batch, chunk: int = 256) -> Tensor:
     optimises, this is the flow-matching loss of its student.
     """
     generator = torch.Generator().manual_seed(0)
-    device = next(pipeline.parameters()).device
+    device = next(pipeline.denoiser.parameters()).device
     times = (torch.arange(QUANTILES, device=device) + 0.5) / QUANTILES
     errors = []
     for start in range(0, len(batch), chunk):

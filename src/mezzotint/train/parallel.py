@@ -1,15 +1,18 @@
 """Many ranks, from outside of methods and models: who does what, and in place, in this order, what is done to a role's blocks.
 
-Activation checkpointing, then compilation, then sharding (FSDP2, or HSDP on a mesh of groups). A role stays the module that it
-was, under the same names, so methods, checkpoints and the pipeline do not know of it. With one rank nothing is sharded and
-nothing is exchanged.
+Attention over the tokens of other ranks (`train.context`), activation checkpointing, compilation, the cutting of tokens, and sharding
+(FSDP2, or HSDP on a mesh of groups), of which waiting in the CPU's memory is a part. A role stays the module that it was, under the
+same names, so methods, checkpoints and the pipeline do not know of it. With one rank nothing is exchanged, and nothing is sharded
+unless weights wait.
 """
 
 import copy
 import os
+import socket
+import time
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -29,6 +33,9 @@ from mezzotint.errors import UserError
 from mezzotint.methods.method import Role
 from mezzotint.models.denoiser import blocks
 from mezzotint.pipeline import DeviceName, Pipeline, find_device
+from mezzotint.train import context
+
+GONE_WITHIN = 5.0  # seconds in which a process that has let go of its connections ends
 
 
 @dataclass
@@ -37,6 +44,8 @@ class ParallelConfig(config.Config, kind="parallel"):
 
     device: "auto" is a GPU where there is one. shard: ranks over which every role is spread; 0 is all of them, and n makes groups of n
     that are replicas of each other (HSDP), so that 1 replicates. replicate_text: keep frozen text encoders whole on every rank.
+    context: ranks that share one sample, each with a part of its tokens. offload: frozen weights wait in the CPU's memory, and are on
+    the device while their block computes.
     checkpoint: what a block keeps for the backward pass: everything, the results of its matrix products and attentions, or its input
     only. compile: every block by torch.compile. precision: of what is computed under autocast; weights, gradients, states and averages
     are float32 in any case. timeout: minutes after which a rank that waits for another gives up.
@@ -45,6 +54,8 @@ class ParallelConfig(config.Config, kind="parallel"):
     device: DeviceName = "auto"
     shard: int = 0
     replicate_text: bool = False
+    context: int = 1
+    offload: bool = False
     checkpoint: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -53,7 +64,9 @@ class ParallelConfig(config.Config, kind="parallel"):
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the ranks tell each other in a step. samples: of all of them. stop: whether any of them was asked to stop."""
+    """What the ranks tell each other in a step. samples: of all of them, one that c ranks share being c. stop: whether any of them was
+    asked to stop.
+    """
 
     samples: int
     stop: bool
@@ -62,7 +75,8 @@ class Agreement:
 class Ranks:
     """The processes that train together: those that torchrun started, or this one alone.
 
-    Rank r of W works on the micro-batches r, r + W, ... of every step, and every process has the same code, settings and data.
+    Rank r of W works on the micro-batches r, r + W, ... of every step, and every process has the same code, settings and data. Where
+    c neighbours share a sample, they work on the same micro-batches: r // c, r // c + W / c, ...
     """
 
     def __init__(self, config: ParallelConfig) -> None:
@@ -72,11 +86,27 @@ class Ranks:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.mesh: DeviceMesh | None = None
-        if self.world > 1:
-            if not dist.is_initialized():
-                backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-                dist.init_process_group(backend, timeout=timedelta(minutes=config.timeout))
+        self.context: context.Group | None = None
+        if config.context < 1 or self.world % config.context:
+            raise UserError(f"parallel.context must divide the number of ranks ({self.world}), got {config.context}")
+        if self.world > 1 or config.offload:
+            self._join()
             self.mesh = _mesh(self.device.type, self.world, config.shard)
+        if config.context > 1:
+            groups = init_device_mesh(self.device.type, (self.world // config.context, config.context), mesh_dim_names=("data", "context"))
+            self.context = context.Group(config.context, self.rank % config.context, groups["context"].get_group())
+
+    def _join(self) -> None:
+        """Meet the others, and tell them where this process is. One that is alone has itself for all ranks."""
+        if not dist.is_initialized():
+            backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            limit = timedelta(minutes=self.config.timeout)
+            if self.world > 1:
+                dist.init_process_group(backend, timeout=limit)
+            else:
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
+        if self.world > 1:
+            _get_default_store().set(f"place-{self.rank}", f"{socket.gethostname()} {os.getpid()}")
 
     @property
     def main(self) -> bool:
@@ -90,12 +120,14 @@ class Ranks:
 
     def share(self, parts: int) -> range:
         """Which of a step's micro-batches are this rank's. UserError where they cannot be shared evenly."""
-        if parts % self.world:
+        groups = self.world // self.config.context
+        if parts % groups:
+            who = f"{self.world} ranks" if groups == self.world else f"{groups} groups of {self.config.context} ranks"
             raise UserError(
-                f"{self.world} ranks cannot share the {parts} micro-batches of a step evenly; set --train.accumulate to a multiple of "
-                f"{self.world} (a step has accumulate x batch samples, whatever the number of ranks)"
+                f"{who} cannot share the {parts} micro-batches of a step evenly; set --train.accumulate to a multiple of {groups} "
+                "(a step has accumulate x batch samples, whatever the number of ranks)"
             )
-        return range(self.rank, parts, self.world)
+        return range(self.rank // self.config.context, parts, groups)
 
     def agree(self, samples: int, shape: tuple[int, ...], stop: bool) -> Agreement:
         """Exchange what a step needs to know of all ranks. ValueError where `shape` is not the same everywhere.
@@ -106,10 +138,7 @@ class Ranks:
             return Agreement(samples, stop)
         own = torch.tensor([samples, int(stop), *shape])
         gathered = [torch.empty_like(own) for _ in range(self.world)]
-        try:
-            dist.all_gather(gathered, own)
-        except RuntimeError as error:
-            raise UserError(f"rank {self.rank} lost the others: see the first error above, of the rank that stopped") from error
+        dist.all_gather(gathered, own)
         every = torch.stack(gathered)
         if (every[:, 2:] != own[2:]).any():
             raise ValueError(f"experience must take and give equally many batches for every micro-batch, got {every[:, 2:].tolist()}")
@@ -133,6 +162,33 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
+    @contextmanager
+    def company(self) -> Iterator[None]:
+        """Turns the loss of other ranks into a UserError that says which."""
+        try:
+            yield
+        except RuntimeError as error:
+            # The CPU's backend has no error class of its own.
+            if self.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            raise UserError(f"rank {self.rank} lost {self._gone()}; when that is put right, run the same command again") from error
+
+    def _gone(self) -> str:
+        """Who is gone, in words: what the first one to ask found, so that those who left because of it are not named."""
+        store = _get_default_store()
+        try:
+            places = {rank: store.get(f"place-{rank}").decode().split() for rank in range(self.world)}
+            here = [(rank, int(pid)) for rank, (host, pid) in places.items() if host == socket.gethostname()]
+            end = time.monotonic() + GONE_WITHIN
+            while not (gone := [str(rank) for rank, pid in here if not _runs(pid)]) and time.monotonic() < end:
+                time.sleep(0.01)
+            found = store.compare_set("gone", "", " ".join(gone) or "unknown").decode().split()
+        except RuntimeError:
+            return "rank 0, or the machine where the ranks meet"
+        if found == ["unknown"]:
+            return "a rank of another machine"
+        return f"rank {', '.join(found)}, whose process was killed or ended with an error of its own"
+
     def computing(self) -> AbstractContextManager[object]:
         """Where methods compute, and in what precision: new tensors, and so all that they draw, are on the device."""
         context = ExitStack()
@@ -145,22 +201,27 @@ class Ranks:
 
     def spread(self, role: Role) -> None:
         """Prepare a role in place: checkpointing and compilation of its blocks, and its share of the weights."""
-        parts = _parts(role.module)
-        for part in parts:
+        for part in parts(role.module):
+            spread = self.context if isinstance(role.module, Pipeline) and part is role.module.denoiser else None
+            if spread is not None:
+                context.check(part, spread.size)
+                context.share_attention(part, spread)
             for block in blocks(part):
                 if role.trained and self.config.checkpoint != "none":
                     block.forward = _recomputed(block, self.config.checkpoint)
                 if self.config.compile:
                     block.forward = torch.compile(block.forward)
-        for part in parts:
-            frozen_text = part is getattr(role.module, "text", None) and not any(p.requires_grad for p in part.parameters())
-            if self.mesh is not None and not (frozen_text and self.config.replicate_text):
-                _shard(part, self.mesh)
+            if spread is not None:
+                context.share_tokens(part, spread)
+        for part in parts(role.module):
+            whole = self.config.replicate_text and frozen(role, part) and part is getattr(role.module, "text", None)
+            if self.mesh is not None and not whole:
+                _shard(part, self.mesh, waits=self.config.offload and frozen(role, part))
 
     def spread_average(self, module: nn.Module) -> None:
         """This rank's share of a moving average."""
         if self.mesh is not None:
-            for part in _parts(module):
+            for part in parts(module):
                 _shard(part, self.mesh)
 
 
@@ -185,9 +246,14 @@ def _mesh(kind: str, world: int, shard: int) -> DeviceMesh:
     return init_device_mesh(kind, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
-def _parts(module: nn.Module) -> list[nn.Module]:
+def parts(module: nn.Module) -> list[nn.Module]:
     """What methods call: the modules of a pipeline, which is not called itself in training, apart from its codec; or the module."""
     return [part for part in module.children() if part is not module.codec] if isinstance(module, Pipeline) else [module]
+
+
+def frozen(role: Role, part: nn.Module) -> bool:
+    """Whether nothing in a part of a role is trained."""
+    return not (role.trained and any(p.requires_grad for p in part.parameters()))
 
 
 KEPT = tuple(
@@ -215,17 +281,29 @@ def _recomputed(block: nn.Module, keep: str) -> partial[object]:
     return partial(run, context_fn=partial(create_selective_checkpoint_contexts, _keep_products)) if keep == "selective" else run
 
 
-def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _shard(part: nn.Module, mesh: DeviceMesh, waits: bool = False) -> None:
     """FSDP2 on the blocks and then the rest. Gradients are summed: the losses are shares of one mean already.
 
-    Weights travel in float32, so that a block computes what it would on one rank, in any precision and in previews.
+    waits: the weights are in the CPU's memory until they are gathered. Weights travel in float32, so that a block computes what it
+    would on one rank, in any precision and in previews.
     """
     # Networks return their patches as a view of the picture, and nobody writes into it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     if not any(True for _ in part.parameters()):
         return
+    where = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if waits else OffloadPolicy()
     for module in (*blocks(part), part):
-        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=where)
         sharded.set_force_sum_reduction_for_comms(True)
         sharded.set_gradient_divide_factor(1.0)
 

@@ -12,7 +12,9 @@ mosaicml/diffusion's README), MicroDiT on eight H100 (2.6 days: micro_diffusion'
 xDiT's documents). Kernels too small to fill a GPU, loading and the launching of kernels are not in it; docs/planning.md has the rest.
 
 Over N GPUs weights, averages, gradients and optimizer states are sharded (FSDP): every call of a network gathers its weights, block
-by block, again for its gradient, and scatters gradients in float32. Precision "bfloat16" is that of autocast: products are in bfloat16,
+by block, again for its gradient, and scatters gradients in float32. Where GPUs share a sample, what they exchange for it is what blocks
+that were cut for them send in the rehearsal; where frozen weights wait in the CPU's memory, a GPU fetches its share for every call.
+Precision "bfloat16" is that of autocast: products are in bfloat16,
 and weights, gradients, states, averages and evaluation in float32.
 """
 
@@ -37,11 +39,13 @@ from mezzotint.models.denoiser import blocks
 from mezzotint.models.published import Unset
 from mezzotint.pipeline import Pipeline
 from mezzotint.text.bytes import ByteEncoderConfig
+from mezzotint.train import context
 from mezzotint.train.average import Average
 from mezzotint.train.devices import GPUS_PER_NODE, Device
 from mezzotint.train.heldout import heldout_loss
 from mezzotint.train.optim import clip_
-from mezzotint.train.rehearsal import Rehearsal
+from mezzotint.train.parallel import frozen, parts
+from mezzotint.train.rehearsal import Deserted, Rehearsal
 from mezzotint.train.trainer import RunConfig
 
 PRODUCTS, MEMORY = 0.6, 0.35  # shares of the rated speeds that kernels reach
@@ -58,7 +62,7 @@ PER_STEP = ("flops", "compute_s", "communication_s", "update_s", "step_s", "imag
 class Setup:
     """How a run is laid out. checkpointing: every block's activations are computed again for its gradient. lora: rank, 0 for none.
 
-    eight_bit: optimizer states in 8 bits.
+    eight_bit: optimizer states in 8 bits. context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory.
     """
 
     gpus: int = 1
@@ -66,6 +70,13 @@ class Setup:
     checkpointing: bool = False
     lora: int = 0
     eight_bit: bool = False
+    context: int = 1
+    offload: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are put together for every call."""
+        return self.gpus > 1 or self.offload
 
 
 class Imagined:
@@ -97,11 +108,15 @@ class Imagined:
 
 @dataclass(frozen=True)
 class Turned:
-    """What a turn does on one GPU: the work of its kernels, and calls of networks. gathered, reduced: numbers of weights sent for them."""
+    """What a turn does on one GPU: the work of its kernels, and calls of networks. gathered, reduced: numbers of weights sent for them;
+    fetched: of those that wait, for all GPUs. exchanged: bytes that it sends to those that share its sample.
+    """
 
     work: list[tuple[int, int]]
     gathered: float
     reduced: float
+    fetched: float
+    exchanged: float
 
 
 class Rehearsed:
@@ -121,6 +136,7 @@ class Rehearsed:
                     role.module.requires_grad_(False)
                     for net in _denoisers(role.module):
                         lora.add(net, lora.LoRAConfig(rank=setup.lora, alpha=setup.lora))
+        self.waiting = [part for role in self.method.roles.values() for part in parts(role.module) if frozen(role, part)]
         trained = {name: role.module for name, role in self.method.roles.items() if role.trained}
         self.parameters = {name: [p for p in module.parameters() if p.requires_grad] for name, module in trained.items()}
         self.optimizers = {name: config.optim.build(module) for name, module in trained.items()}
@@ -132,12 +148,11 @@ class Rehearsed:
             "gradients": set(),
             "states": set(),
         }
+        self.group = Deserted(setup.context)
         for role in self.method.roles.values():
             role.module.requires_grad_(False).train(role.trained)
-            if setup.checkpointing and role.trained:
-                for block in (block for net in _denoisers(role.module) for block in blocks(net)):
-                    again = partial(checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts)
-                    block.forward = again
+            for net in _denoisers(role.module):
+                self._wrap(net, setup, role.trained)
         self.half = setup.precision == "bfloat16"
         self.turns: list[Turned] = []
         self.activations = 0.0
@@ -145,6 +160,18 @@ class Rehearsed:
 
     def _numbers(self, tensors: Iterable[Tensor]) -> set[int]:
         return {self.rehearsal.number(x) for x in tensors}
+
+    def _wrap(self, net: nn.Module, setup: Setup, trained: bool) -> None:
+        """What the Trainer does to blocks."""
+        if setup.context > 1:
+            context.check(net, setup.context)
+            context.share_attention(net, self.group)
+        if setup.checkpointing and trained:
+            for block in blocks(net):
+                again = partial(checkpoint, block.forward, use_reentrant=False, context_fn=self._contexts)
+                block.forward = again
+        if setup.context > 1:
+            context.share_tokens(net, self.group)
 
     def train(self, rounds: int) -> None:
         """A step with `rounds` micro-batches, as the Trainer does it, but for what it writes down. The optimizers have taken one before."""
@@ -184,22 +211,28 @@ class Rehearsed:
 
     def _watched(self, turn: Turn, act: Callable[[], None]) -> Turned:
         """What is done in `act` while the roles of a turn are trained."""
-        start = len(self.rehearsal.work)
+        start, before, fetched = len(self.rehearsal.work), self.group.sent, list[int]()
         calls = {name: [0, 0] for name in self.method.roles}  # of a role's networks: all, and those with a gradient
 
         def called(name: str, net: nn.Module, arguments: Any) -> None:
             calls[name][0] += 1
             calls[name][1] += torch.is_grad_enabled() and name in turn
 
+        def fetch(size: int, part: nn.Module, arguments: Any) -> None:
+            again = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+            fetched.append(size * (1 + again))  # for its gradient
+
         named = [(name, net) for name, role in self.method.roles.items() for net in _denoisers(role.module)]
         handles = [net.register_forward_pre_hook(partial(called, name)) for name, net in named]
+        handles += [part.register_forward_pre_hook(partial(fetch, _count(part))) for part in self.waiting]
         act()
         for handle in handles:
             handle.remove()
         sizes = {name: _count(net) for name, net in named}
         learnt = {name: sum(p.numel() for p in parameters) for name, parameters in self.parameters.items()}
         gathered = sum(sizes[name] * sum(calls[name]) for name in sizes)
-        return Turned(self.rehearsal.work[start:], gathered, sum(learnt[name] * calls[name][1] for name in sizes if name in learnt))
+        reduced = sum(learnt[name] * calls[name][1] for name in sizes if name in learnt)
+        return Turned(self.rehearsal.work[start:], gathered, reduced, sum(fetched), self.group.sent - before)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Those of a block's forward, which is within one already, and of its repetition."""
@@ -242,24 +275,28 @@ class Rehearsed:
         share = dict.fromkeys(self.lasting, 1 / setup.gpus)
         if setup.eight_bit:
             share["states"] *= EIGHT_BIT
-        return {kind: dict.fromkeys(numbers, share[kind]) for kind, numbers in self.lasting.items()}
+        shares = {kind: dict.fromkeys(numbers, share[kind]) for kind, numbers in self.lasting.items()}
+        if setup.offload:
+            shares["weights"] |= dict.fromkeys(self._numbers(p for part in self.waiting for p in part.parameters()), 0.0)
+        return shares
 
     def peak(self, setup: Setup) -> float:
         """The most bytes that one GPU holds in what was rehearsed."""
         shares = {number: share for numbers in self.shares(setup).values() for number, share in numbers.items()}
-        if setup.gpus > 1:
+        if setup.sharded:
             shares |= dict.fromkeys(self.rehearsal.casts, 0.0)  # weights come in bfloat16 then, and `unsharded` has them
         return self.rehearsal.peak(self.start, self.end, shares) + self.unsharded(setup)
 
     def unsharded(self, setup: Setup) -> float:
-        """Bytes of what is put together from several GPUs: what is in no block, two blocks, and the gradient of one in float32."""
-        if setup.gpus == 1:
+        """Bytes of what is put together, or fetched: what is in no block, two blocks, and the gradient of one in float32."""
+        if not setup.sharded:
             return 0.0
         rest = largest = 0
-        for net in (net for role in self.method.roles.values() for net in _denoisers(role.module)):
+        nets = {net for role in self.method.roles.values() for net in _denoisers(role.module)}
+        for net in nets | (set(self.waiting) if setup.offload else set()):
             sizes = [_count(block) for block in blocks(net)]
             rest += _count(net) - sum(sizes)
-            largest = max(largest, *sizes)
+            largest = max(largest, *sizes, 0)
         width = getattr(torch, setup.precision).itemsize
         return width * (rest + 2 * largest) + MASTER * largest
 
@@ -323,15 +360,15 @@ def _rehearsed(described: str, setup: Setup, rounds: int) -> Rehearsed:
 
 def rehearsed(config: RunConfig, setup: Setup) -> tuple[Rehearsed, Rehearsed]:
     """A run after a step, and one after an evaluation. UserError where the method cannot learn from the data."""
-    one, described = replace(setup, gpus=1, eight_bit=False), json.dumps(config.to_data())
+    one, described = replace(setup, gpus=1, eight_bit=False, offload=False), json.dumps(config.to_data())
     trained = _rehearsed(described, one, min(2, micro_batches(config, setup)))
     same = config.replace(train=config.train.replace(batch=1, accumulate=1))  # for an evaluation
-    return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, lora=0), 0)
+    return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, lora=0, context=1), 0)
 
 
 def micro_batches(config: RunConfig, setup: Setup) -> int:
-    """Micro-batches of a step on each GPU, which has at least one."""
-    return max(1, math.ceil(config.train.accumulate / setup.gpus))
+    """Micro-batches of a step on each GPU, or of GPUs that share a sample, which have at least one."""
+    return max(1, math.ceil(config.train.accumulate * setup.context / setup.gpus))
 
 
 def plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
@@ -374,7 +411,7 @@ def _plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
     memory = (USABLE * device.memory - CONTEXT) / 1e9
     compute, sent, update = times(run, config, setup, device)
     step = sum(map(max, compute, sent)) + update
-    images = config.train.batch * micro_batches(config, setup) * setup.gpus
+    images = config.train.batch * micro_batches(config, setup) * setup.gpus // setup.context
     student = run.method.student
     rows, columns = student.grid(config.pipeline.sampling.shape)
     days = step * config.train.steps / DAY
@@ -414,6 +451,11 @@ def times(run: Rehearsed, config: RunConfig, setup: Setup, device: Device) -> tu
     width = getattr(torch, setup.precision).itemsize
     compute = [repeats * kernel_seconds(turn.work, rate, device.bandwidth) for turn in run.turns]
     sent = [repeats * others * (width * turn.gathered + MASTER * turn.reduced) / speed for turn in run.turns]
+    near = device.link if setup.context <= GPUS_PER_NODE else device.network
+    sent = [s + repeats * turn.exchanged / near for s, turn in zip(sent, run.turns, strict=True)]
+    if setup.offload:
+        share = repeats * MASTER / setup.gpus
+        sent = [s + share * turn.fetched / device.host for s, turn in zip(sent, run.turns, strict=True)]
     lasting = sum(run.rehearsal.held(shares) for shares in run.shares(setup).values())
     return compute, sent, 2 * lasting / device.bandwidth
 

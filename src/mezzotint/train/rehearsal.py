@@ -3,14 +3,15 @@
 Tensors on the meta device have a shape and no numbers. Small tensors that code looks at (times, rows, lengths of captions) stay on
 the CPU with their numbers; whatever meets a meta tensor becomes one. Code that asks for a number that is not there gets a 1, so that
 all that may be asked of a picture (is it finite, is guidance on) is answered with yes. Attention counts as a fused kernel, which keeps
-queries, keys, values, answer, and one logarithm of a sum for each query.
+queries, keys, values, answer, and one logarithm of a sum for each query. What the meta device answers is a function of the arguments'
+shapes and not of their numbers, and slow; so a kernel that comes again with arguments alike, as in the next block, is not asked again.
 
 Not seen: what kernels allocate inside, and what an allocator keeps back.
 """
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
+from mezzotint.train.context import Group
+
 META = torch.device("meta")
+Made = tuple[torch.Size, tuple[int, ...], torch.dtype]
 LARGE = 1 << 16  # elements; nobody looks at the numbers of what is larger
 FACTORIES = (
     torch.ops.aten.randn,
@@ -52,6 +56,7 @@ class Rehearsal(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._count = 0
+        self._answers: dict[Any, list[Made] | None] = {}
 
     def __enter__(self) -> "Rehearsal":
         self._kernel = F.scaled_dot_product_attention
@@ -94,7 +99,7 @@ class Rehearsal(TorchDispatchMode):
         elif function.overloadpacket in FACTORIES and math.prod(arguments[0]) > LARGE:
             keywords = {key: value for key, value in keywords.items() if key != "generator"} | {"device": META}
             function, arguments = torch.ops.aten.empty.memory_format, arguments[:1]
-        out = function(*arguments, **keywords)
+        out = self._answer(function, arguments, keywords)
         made, known = list(_tensors(out if isinstance(out, tuple | list) else (out,))), self._count
         for x in made:
             self.number(x)
@@ -102,6 +107,20 @@ class Rehearsal(TorchDispatchMode):
             count = COUNTS.get(function.overloadpacket)
             flops = count(*arguments, **keywords, out_val=out) if count else 0
             self.work.append((flops, sum(map(_size, (*read, *made)))))
+        return out
+
+    def _answer(self, function: Any, arguments: Any, keywords: Any) -> Any:
+        """What a kernel gives: new tensors where it is known what it makes of such arguments."""
+        if function._schema.is_mutable:
+            return function(*arguments, **keywords)
+        key = function, _alike(arguments), _alike(tuple(keywords.items()))
+        known = self._answers.get(key)
+        if known is not None:
+            made = [torch.empty_strided(size, stride, dtype=dtype, device=META) for size, stride, dtype in known]
+            return made[0] if len(function._schema.returns) == 1 else tuple(made)
+        out = function(*arguments, **keywords)
+        if key not in self._answers:
+            self._answers[key] = _description(out, [*_tensors((*arguments, *keywords.values()))])
         return out
 
     def number(self, x: Tensor) -> int:
@@ -139,6 +158,26 @@ class Rehearsal(TorchDispatchMode):
         return most
 
 
+class Deserted(Group):
+    """A group whose others are not there. sent: bytes that this rank has sent them; nothing comes back, in the right shape."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, 0)
+        self.sent = 0
+
+    def exchange(self, x: Tensor) -> Tensor:
+        self.sent += _size(x) - _size(x) // self.size
+        return torch.empty_like(x)
+
+    def collect(self, x: Tensor) -> Tensor:
+        self.sent += _size(x) * (self.size - 1)
+        return x.new_empty(self.size, *x.shape)
+
+    def add(self, x: Tensor) -> Tensor:
+        self.sent += _size(x) - _size(x) // self.size
+        return torch.empty_like(x[0])
+
+
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     """Those among the arguments or answers of a kernel, which may be in lists."""
     for x in values:
@@ -146,6 +185,26 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield x
         elif isinstance(x, tuple | list):
             yield from (y for y in x if isinstance(y, Tensor))
+
+
+def _alike(x: Any) -> Any:
+    """What arguments of a kernel have in common that make it answer alike; numbers have their type beside them, since 1 equals 1.0."""
+    if isinstance(x, Tensor):
+        return x.shape, x.stride(), x.dtype, x.device
+    if isinstance(x, tuple | list):
+        return tuple(map(_alike, x))
+    return type(x), x
+
+
+def _description(out: Any, read: Sequence[Tensor]) -> list[Made] | None:
+    """Sizes, strides and types from which an answer can be made anew; None where storages are shared, or have numbers."""
+    made = list(out) if isinstance(out, tuple) else [out]
+    if not all(isinstance(x, Tensor) and x.device == META for x in made):
+        return None
+    storages = {x.untyped_storage()._cdata for x in made}
+    apart = len(storages) == len(made) and storages.isdisjoint(x.untyped_storage()._cdata for x in read)
+    whole = all(x.untyped_storage().nbytes() == x.numel() * x.itemsize for x in made)
+    return [(x.shape, x.stride(), x.dtype) for x in made] if apart and whole else None
 
 
 def _size(x: Tensor) -> int:

@@ -34,7 +34,7 @@ from mezzotint.methods.denoise import DenoiseConfig
 from mezzotint.methods.method import MethodConfig, Metrics, Role, Saved, Turn
 from mezzotint.models import lora
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
-from mezzotint.train import checkpoint
+from mezzotint.train import checkpoint, context
 from mezzotint.train.average import FOLDER as AVERAGES
 from mezzotint.train.average import Average
 from mezzotint.train.chores import Chores
@@ -149,6 +149,8 @@ class Trainer:
         self.config = copy.deepcopy(self.stages[0])  # of the stage: `_enter` changes it
         config = self.config
         self.ranks = Ranks(config.parallel)
+        if self.ranks.context:
+            context.check_methods(stage.method for stage in self.stages)
         self.micros, *_ = [self.ranks.share(stage.train.accumulate) for stage in self.stages]
         self.progress = progress if self.ranks.main else None
         self.step = 0
@@ -178,7 +180,7 @@ class Trainer:
             role.module.to(self.ranks.device)
         check_precision(roles)
         self.averages = {name: Average(role.module, optim.average, optim.lengths) for name, role in roles.items() if role.averaged}
-        self.unshared = {name: empty_copy(module) for name, module in self._shown().items()} if self.ranks.world > 1 else self._shown()
+        self.unshared = {name: empty_copy(module) for name, module in self._shown().items()} if self.ranks.mesh else self._shown()
         for role in roles.values():
             self.ranks.spread(role)
         for module in self._averages().values():
@@ -214,7 +216,7 @@ class Trainer:
 
         An adapter is merged: what is exported needs none.
         """
-        if self.ranks.world > 1:
+        if self.ranks.mesh:
             gather(self._shown()[name], self.unshared[name], self.ranks.main)
         module = self.unshared[name]
         if self.config.adapter.rank and self.ranks.main and isinstance(module, Pipeline):
@@ -235,7 +237,7 @@ class Trainer:
         task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
         self.stop = StopRequest(every.deadline)
         try:
-            with closing(chores), self.stop:
+            with closing(chores), self.stop, self.ranks.company():
                 while self.step < every.steps and not chores.enough:
                     with enough_memory(every.batch, every.accumulate):
                         self._round()
