@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 SizeName = Literal["xs", "s", "m", "l"]
+TuneName = Literal["grpo", "dpo"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -21,6 +22,21 @@ class SpeedrunOptions:
     """xs: two minutes. s: twenty minutes on two cores. m, l: one GPU."""
     out: Path | None = None
     """Folder of the run; runs/speedrun-SIZE if not given."""
+
+
+@dataclass
+class LifecycleOptions:
+    """Worlds -> pre-training -> fine-tuning -> reward model -> GRPO or DPO -> 4-step distillation (DMD2) -> a subject in a LoRA -> report.
+
+    Stopped at any point, the same command goes on from there.
+    """
+
+    size: SizeName = "s"
+    """xs: two minutes. s: two cores. m, l: one GPU."""
+    tune: TuneName = "grpo"
+    """How the reward is raised: by policy gradients (Flow-GRPO), or by preferences among the model's own pictures (online DPO)."""
+    out: Path | None = None
+    """Folder of the run; runs/lifecycle-SIZE-TUNE if not given."""
 
 
 @dataclass
@@ -47,6 +63,9 @@ class SampleOptions:
 
     prompt: tyro.conf.Positional[str]
     """What to draw."""
+    enhance: str = ""
+    """Make the prompt longer first, and print it: by an endpoint (https://HOST/v1#MODEL, http://localhost:PORT/v1), by the folder of a causal
+    language model, or by a run of tiny.enhance. A key is in the variable MEZZOTINT_ENHANCE_KEY."""
     model: str = "starter"
     """A packaged model, an exported pipeline, or the folder of a run."""
     out: Path = Path("sample.png")
