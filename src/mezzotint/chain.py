@@ -21,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from mezzotint import __version__
@@ -140,11 +140,15 @@ def _do(part: Part, effort: int, progress: Progress) -> None:
     for suite in missing:
         task = progress.add_task(f"{folder.name}: evaluation", total=None)
         start = time.perf_counter()
-        result = suite.measure(pipeline, folder, effort, lambda done, of, task=task: progress.update(task, completed=done, total=of))
+        result = suite.measure(pipeline, folder, effort, _shown(progress, task))
         result["seconds"] = time.perf_counter() - start
         unfinished = folder / f"{suite.file}.part"
         unfinished.write_text(json.dumps(result, indent=2) + "\n")
         unfinished.replace(folder / suite.file)
+
+
+def _shown(progress: Progress, task: TaskID) -> Show:
+    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _results(folder: Path) -> Iterator[tuple[Suite, Result]]:

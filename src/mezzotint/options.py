@@ -64,8 +64,8 @@ class SampleOptions:
     prompt: tyro.conf.Positional[str]
     """What to draw."""
     enhance: str = ""
-    """Make the prompt longer first, and print it: by an endpoint (https://HOST/v1#MODEL, http://localhost:PORT/v1), by the folder of a causal
-    language model, or by a run of tiny.enhance. A key is in the variable MEZZOTINT_ENHANCE_KEY."""
+    """Make the prompt longer first, and print it: by an endpoint (https://HOST/v1#MODEL, http://localhost:PORT/v1), by the folder of a
+    causal language model, or by a run of tiny.enhance. A key is in the variable MEZZOTINT_ENHANCE_KEY."""
     model: str = "starter"
     """A packaged model, an exported pipeline, or the folder of a run."""
     out: Path = Path("sample.png")

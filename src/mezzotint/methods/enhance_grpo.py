@@ -59,6 +59,11 @@ class Written(Batch):
     distinct: float
 
 
+def by_text(x: Tensor, written: Tensor) -> Tensor:
+    """(B,) means of what is (B, L) over the bytes that were written."""
+    return (x * written).sum(1) / written.sum(1)
+
+
 class EnhanceGRPO(Method):
     """Roles: the writer, which is the policy; a frozen reference with its first weights; a student that stays as it is."""
 
@@ -104,18 +109,16 @@ class EnhanceGRPO(Method):
         ratio, log_q = (density - batch.log_prob).exp(), of_reference - density
         divergence = log_q.exp() - log_q - 1
         of_bytes = policy_loss(ratio, batch.advantage[:, None], self.config.clip) + self.config.kl * divergence
-        length = batch.written.sum(1)
-        mean = lambda x: (x * batch.written).sum(1) / length  # noqa: E731
-        return mean(of_bytes).mean(), {
+        return by_text(of_bytes, batch.written).mean(), {
             "reward": (batch.kept + batch.said) / 2,
             "kept": batch.kept,
             "said": batch.said,
             "telling": (batch.advantage != 0).float(),
             "distinct": torch.tensor(batch.distinct),
-            "bytes": length.float(),
-            "kl": mean(divergence.detach()),
-            "ratio": mean(ratio.detach()),
-            "clipped": mean(((ratio.detach() - 1).abs() > self.config.clip).float()),
+            "bytes": batch.written.sum(1).float(),
+            "kl": by_text(divergence.detach(), batch.written),
+            "ratio": by_text(ratio.detach(), batch.written),
+            "clipped": by_text(((ratio.detach() - 1).abs() > self.config.clip).float(), batch.written),
         }
 
     def _writer(self, name: str) -> ByteWriter:

@@ -42,35 +42,7 @@ INSTRUCTION = (
 
 # Words that a sentence can lose without saying less. No preposition of place is among them, and no negation.
 SILENT = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "and",
-        "with",
-        "to",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "here",
-        "i",
-        "me",
-        "my",
-        "we",
-        "you",
-        "please",
-    ]
+    re.findall(r"\w+", "a an the of and with to is are was were be been it its this that these those there here i me my we you please")
 )
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|‘([^’]+)’|(?<!\w)'([^']+)'(?!\w)")

@@ -116,7 +116,7 @@ class Description:
 
     @property
     def open(self) -> int:
-        """How much is left unsaid of what a caption could say: of every mention colour and size, of two things their relation, the setting."""
+        """How much a caption could say and this does not: colours and sizes, the relation of two things, the three of the setting."""
         of_things = sum((m.colour is None) + (m.size is None) for m in self.mentions)
         unplaced = [m.count for m in self.mentions] == [1, 1] and self.relation is None
         return of_things + unplaced + sum(said is None for said in self._setting())
