@@ -13,30 +13,27 @@ from rich.progress import Progress
 from mezzotint import chain
 from mezzotint.chain import PROMPTS_PER_TASK, Part
 from mezzotint.errors import UserError
-from mezzotint.methods.dpo import DPOConfig
-from mezzotint.methods.flow_grpo import FlowGRPOConfig
-from mezzotint.recipes import personal, post, reward, tiny
+from mezzotint.recipes import lifecycle as own
+from mezzotint.recipes import post, reward, tiny
 from mezzotint.worlds import subject
 
 Tune = Literal["grpo", "dpo"]
-TUNES = {"grpo": ("Flow-GRPO on the reward", reward.grpo_both), "dpo": ("Online DPO on the reward", reward.dpo_both)}
+TUNES = {"grpo": ("Flow-GRPO on the reward", own.grpo_both), "dpo": ("Online DPO on the reward", own.dpo_both)}
 PROMPTS = (*tiny.PREVIEWS, subject.CAPTION)
 
 
 def parts(folder: Path, size: tiny.SizeName, tune: Tune) -> list[Part]:
     """The stages. The student is asked for the subject before it knows it, so that what the last stage gains and forgets is seen."""
     title, recipe = TUNES[tune]
-    tuned = recipe(size)
-    assert isinstance(tuned.method, FlowGRPOConfig | DPOConfig)
-    tuned.method.goal = reward.both(str(folder / "reward")).replace(failures=str(folder / tune / "failures"))
+    goal = own.both(str(folder / "reward")).replace(failures=str(folder / tune / "failures"))
     personalised = ("worlds", "subject")
     return [
         Part(folder / "pretrain", "Pre-training", tiny.worlds(size)),
         Part(folder / "sft", "Fine-tuning on the preferred look", post.sft(size), "pretrain"),
         Part(folder / "reward", "A reward model of the look", reward.reward(size), "sft", ("pairs",)),
-        Part(folder / tune, title, tuned, "sft"),
+        Part(folder / tune, title, recipe(size, goal), "sft"),
         Part(folder / "distil", "Distillation to 4 steps (DMD2)", post.dmd(size), tune, personalised),
-        Part(folder / "subject", "A subject in an adapter (DreamBooth)", personal.subject_lora(size), "distil", personalised),
+        Part(folder / "subject", "A subject in an adapter (DreamBooth)", own.subject_lora(size), "distil", personalised),
     ]
 
 

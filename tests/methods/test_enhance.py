@@ -125,6 +125,10 @@ def test_writing_takes_the_likeliest_bytes_whoever_is_beside_it(writer: ByteWrit
             if int(tokens[row, place]) == END:
                 break
     assert writer.write(short) == [writer.write([text])[0] for text in short]
+    calls: list[int] = []
+    writer.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(writer.draw(short, 0.0, steady=True)[0], tokens)
+    assert len(calls) == 95, "as many calls whatever is written"
     torch.manual_seed(1)
     drawn, there = writer.draw(short)
     assert ((drawn == END) & there).sum(1).max() <= 1, "a text ends once"

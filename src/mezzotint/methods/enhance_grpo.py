@@ -88,7 +88,7 @@ class EnhanceGRPO(Method):
         asked, writer = next(loader), self._writer("writer")
         rows = [row for row in range(len(asked)) for _ in range(self.config.group)]
         prompts, ids = [asked.prompts[row] for row in rows], [asked.ids[row] for row in rows]
-        tokens, written = writer.draw(prompts, self.config.temperature)
+        tokens, written = writer.draw(prompts, self.config.temperature, steady=True)
         longer = read(tokens, written)
         kept, said = torch.tensor(self.rate(prompts, longer), device=tokens.device).unbind(1)
         distinct = len(set(zip(prompts, longer, strict=True))) / len(longer)

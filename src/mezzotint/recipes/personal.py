@@ -2,8 +2,7 @@
 
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.dreambooth import DreamBoothConfig
-from mezzotint.models.lora import LoRAConfig
-from mezzotint.recipes.post import continued, dmd
+from mezzotint.recipes.post import continued
 from mezzotint.recipes.tiny import SizeName
 from mezzotint.train.trainer import RunConfig
 from mezzotint.worlds import subject
@@ -15,15 +14,6 @@ def dreambooth(size: SizeName = "s") -> RunConfig:
     config.data = WorldsConfig(size=config.data.size, split="subject")
     config.method = DreamBoothConfig(class_prompt=subject.CLASS)
     config.train = config.train.replace(batch=16, preview_prompts=(subject.CAPTION, subject.CLASS, subject.SHOWS))
-    return config
-
-
-def subject_lora(size: SizeName = "s") -> RunConfig:
-    """DreamBooth in an adapter on the student of `post.dmd`, which goes on drawing in four steps. Not yet run."""
-    config = dreambooth(size)
-    config.adapter = LoRAConfig(rank=8)
-    config.optim = config.optim.replace(lr=1e-3)
-    config.pipeline.sampling = dmd(size).pipeline.sampling
     return config
 
 

@@ -9,18 +9,12 @@ from mezzotint.methods.refl import ReFLConfig
 from mezzotint.methods.reward import BradleyTerryConfig
 from mezzotint.recipes.post import continued
 from mezzotint.recipes.tiny import SizeName
-from mezzotint.rewards import GoalConfig, JudgeConfig, LearnedConfig, PartConfig, PreferenceConfig, TotalConfig
+from mezzotint.rewards import GoalConfig, JudgeConfig, LearnedConfig, PreferenceConfig
 from mezzotint.train.trainer import RunConfig
 
 MODEL = "runs/tiny.reward"  # where the recipe tiny.reward leaves its model
 LOOK = GoalConfig(LearnedConfig(MODEL), JudgeConfig())  # the learned taste is raised, and what pictures show is watched
 RIGHT = GoalConfig(JudgeConfig(), PreferenceConfig())  # the other way round
-MARGIN = 10.0  # of winners over losers, about, as `reward` leaves its model
-
-
-def both(model: str = MODEL) -> GoalConfig:
-    """To be right and to be liked: a picture that lost the whole look has lost as much as one that is wrong. The exact look is watched."""
-    return GoalConfig(TotalConfig((PartConfig(JudgeConfig()), PartConfig(LearnedConfig(model), std=MARGIN))), PreferenceConfig())
 
 
 def reward(size: SizeName = "s") -> RunConfig:
@@ -75,14 +69,6 @@ def grpo_learned(size: SizeName = "s") -> RunConfig:
     return config
 
 
-def grpo_both(size: SizeName = "s") -> RunConfig:
-    """Flow-GRPO on what the judge says and the learned taste together, as in the lifecycle. Not yet run."""
-    config = grpo(size)
-    assert isinstance(config.method, FlowGRPOConfig)
-    config.method = config.method.replace(goal=both())
-    return config
-
-
 def refl(size: SizeName = "s") -> RunConfig:
     """ReFL on the learned taste. As it stands it deceives the reward model within 30 steps: judge 0.02 for 0.89 after 200."""
     config = continued(size, share=0.04, lr=1e-4)
@@ -98,12 +84,4 @@ def dpo_online(size: SizeName = "s") -> RunConfig:
     config.data = WorldsConfig(size=config.data.size, seed=8)
     config.method = DPOConfig(beta=2000.0, anchor=1.0, draws=4, steps=10, goal=RIGHT)
     config.train = config.train.replace(log=1)
-    return config
-
-
-def dpo_both(size: SizeName = "s") -> RunConfig:
-    """Online DPO on what the judge says and the learned taste together, as in the lifecycle. Not yet run."""
-    config = dpo_online(size)
-    assert isinstance(config.method, DPOConfig)
-    config.method = config.method.replace(goal=both())
     return config

@@ -30,7 +30,7 @@ from mezzotint.models.embed import rope, rotate
 BYTES, END, BREAK = 256, 0, 10
 CONFIG_FILE, WEIGHTS_FILE = "writer.json", "writer.safetensors"
 
-Past = list[tuple[Tensor, Tensor]]  # keys and values of all blocks, (B, heads, L, d) each
+Seen = tuple[Tensor, Tensor]  # keys and values of a block, (B, heads, L, d) each
 
 
 @dataclass
@@ -60,10 +60,11 @@ class CausalBlock(nn.Module):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, past: Seen | None) -> tuple[Tensor, Seen]:
         q, k, v = self.qkv(self.norm(x))
         q, k = rotate(q, rotation), rotate(k, rotation)
-        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         x = x + self.out(attend(q, k, v, mask))
         return x + self.mlp(self.norm_mlp(x)), (k, v)
 
@@ -80,18 +81,15 @@ class ByteWriter(nn.Module):
         self.head = nn.Linear(config.width, BYTES, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, tokens: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def forward(self, tokens: Tensor, past: Sequence[Seen] | None = None) -> tuple[Tensor, list[Seen]]:
         """Logits, and what a call that goes on from here is to be given as `past`."""
-        if past is None:
-            nothing = torch.zeros(len(tokens), self.config.heads, 0, self.config.width // self.config.heads, device=tokens.device)
-            past = [(nothing, nothing)] * self.config.depth
-        before, here = past[0][0].shape[2], tokens.shape[1]
+        before, here = past[0][0].shape[2] if past else 0, tokens.shape[1]
         place = torch.arange(before + here, device=tokens.device)
         rotation = rope(place[before:, None].float(), (self.config.width // self.config.heads,))
         mask = (place <= place[before:, None]).expand(len(tokens), -1, -1)
         x, now = self.embed(tokens), []
-        for block, seen in zip(self.blocks, past, strict=True):
-            x, seen = block(x, rotation, mask, seen)
+        for number, block in enumerate(self.blocks):
+            x, seen = block(x, rotation, mask, past[number] if past else None)
             now.append(seen)
         return self.head(self.norm(x)), now
 
@@ -117,17 +115,18 @@ class ByteWriter(nn.Module):
         return F.pad(of_next, (1, 0))
 
     @torch.no_grad()
-    def draw(self, short: Sequence[str], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def draw(self, short: Sequence[str], temperature: float = 1.0, steady: bool = False) -> tuple[Tensor, Tensor]:
         """Texts that go on from B short ones, as `texts` gives them; one that would become too long has no end.
 
-        temperature: 0 takes the likeliest byte, otherwise torch's global generator draws. ValueError as in `texts`.
+        temperature: 0 takes the likeliest byte, otherwise torch's global generator draws. steady: call the network `length` - 1 times
+        whatever is written, as ranks that share its weights must. ValueError as in `texts`.
         """
         given, unknown = self.texts(short, [""] * len(short))
         tokens = F.pad(given, (0, self.config.length - given.shape[1]))
         written = torch.ones_like(tokens, dtype=torch.bool)
         written[:, : given.shape[1]] = unknown.cummax(1).values
         done, past, start = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device), None, 0
-        for place in range(int(written.int().argmax(1).min()), self.config.length):
+        for place in range(1 if steady else int(written.int().argmax(1).min()), self.config.length):
             logits, past = self(tokens[:, start:place], past)
             byte = _drawn(logits[:, -1].float(), temperature)
             own = written[:, place] & ~done
@@ -135,9 +134,11 @@ class ByteWriter(nn.Module):
             written[:, place] = own
             done = done | (own & (byte == END))
             start = place
-            if done.all():
-                return tokens[:, : place + 1], written[:, : place + 1]
-        return tokens, written
+            if done.all() and not steady:
+                written[:, place + 1 :] = False
+                break
+        most = int(written.any(0).nonzero().max()) + 1
+        return tokens[:, :most], written[:, :most]
 
     def write(self, short: Sequence[str], temperature: float = 0.0) -> list[str]:
         """The long texts of B short ones."""
