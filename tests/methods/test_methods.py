@@ -60,7 +60,7 @@ METHODS: dict[str, tuple[MethodConfig, WorldsConfig]] = {
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WORLDS),
     "dreambooth": (DreamBoothConfig(class_prompt="a ring", pictures=4), WORLDS),
     "enhance": (EnhanceConfig(WRITER), WORLDS),
-    "enhance_grpo": (LetteredConfig(writer=WRITER, group=4), WorldsConfig(long_every=1_000_000)),
+    "enhance_grpo": (LetteredConfig(writer=WRITER.replace(length=112), group=2), WorldsConfig(long_every=1_000_000)),
 }
 LOSSES = {"reward": "reward.loss", "enhance": "writer.loss", "enhance_grpo": "writer.loss"}  # the others train their student
 GOLDEN = Path(__file__).parent.parent / "golden"

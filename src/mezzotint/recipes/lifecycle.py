@@ -1,4 +1,4 @@
-"""What the lifecycle has of its own: a reward of two parts, and a subject on a student of few steps. Each starts from a pipeline (``--init``)."""
+"""The own parts of the lifecycle: a reward of two, and a subject on a student of few steps. Each starts from a pipeline (``--init``)."""
 
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.methods.flow_grpo import FlowGRPOConfig
