@@ -86,6 +86,7 @@ def test_a_source_that_is_no_use_leaves_the_prompt_as_it_was() -> None:
     assert enhance(ASKED, failing) == Enhanced(ASKED, f"the enhancer sleeps; {AS_GIVEN}")
     assert enhance(ASKED, lambda _: LONGER) == Enhanced(LONGER)
     assert enhance(ASKED, lambda _: "a green star") == Enhanced(ASKED, f"the longer prompt lost red, above, blue, circle; {AS_GIVEN}")
+    assert enhance('a sign "a\nb"', lambda _: "a sign").note == f'the longer prompt lost "a b", b; {AS_GIVEN}'
     for prompt in ("", " ", "x" * (LONGEST + 1)):
         found = enhance(prompt, lambda _: LONGER)
         assert found.prompt == prompt
@@ -248,7 +249,7 @@ def test_slow_servers_are_left_behind(server: Server) -> None:
     release.set()
 
 
-def test_broken_connections_are_told(server: Server) -> None:
+def test_broken_connections_are_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs_up(handler: Any) -> None:
         handler.close_connection = True
         handler.connection.close()
@@ -262,6 +263,9 @@ def test_broken_connections_are_told(server: Server) -> None:
         port = gone.server_address[1]
     found = enhance(ASKED, Endpoint(endpoint(f"http://localhost:{port}/v1").url, pause=0.01))
     assert found == Enhanced(ASKED, f"the enhancer cannot be reached (Connection refused); {AS_GIVEN}")
+    monkeypatch.setenv("no_proxy", "*")
+    found = enhance(ASKED, Endpoint(endpoint(f"https://{'x' * 70}.org/v1").url, pause=0.01))
+    assert found == Enhanced(ASKED, f"the enhancer cannot be reached (UnicodeError); {AS_GIVEN}")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def enhance(prompt: str, source: Source, lost: Lost = lost_words) -> Enhanced:
     except Failed as failed:
         return Enhanced(prompt, f"{failed}; the prompt is drawn as it was given")
     if missing := lost(prompt, longer):
-        return Enhanced(prompt, f"the longer prompt lost {missing[:80]}; the prompt is drawn as it was given")
+        return Enhanced(prompt, f"the longer prompt lost {' '.join(missing.split())[:80]}; the prompt is drawn as it was given")
     return Enhanced(longer)
 
 
@@ -222,7 +222,7 @@ class Endpoint:
                 failed, again = Failed(f"the enhancer answered with the error {error.code}"), error.code == 429 or error.code >= 500
             except Failed as error:
                 failed, again = error, False
-            except (OSError, HTTPException) as error:
+            except (OSError, HTTPException, UnicodeError) as error:  # the last of a name that cannot be one
                 failed, again = Failed(f"the enhancer cannot be reached ({_reason(error)})"), True
             pause = self.pause * 2**number
             if not again or number + 1 == self.tries or time.monotonic() + pause > end:
@@ -289,7 +289,7 @@ def content(body: bytes) -> str:
     return text
 
 
-def _reason(error: OSError | HTTPException) -> str:
+def _reason(error: OSError | HTTPException | UnicodeError) -> str:
     """Why there is no connection, in our words: a server's own may be anything."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     return (isinstance(cause, OSError) and cause.strerror) or type(cause).__name__
