@@ -188,8 +188,8 @@ def evaluate(options: EvalOptions) -> None:
     from mezzotint.evals import images, students, subject, worlds
     from mezzotint.pipeline import find_device, load
 
-    if options.suite in ("pairs", "rewards"):
-        _show_result(_of_rewards(options), options.json)
+    if options.suite in ("pairs", "rewards", "enhance"):
+        _show_result(_without_pictures(options), options.json)
         return
     device = find_device(options.device)
     pipeline = load(options.model).to(device)
@@ -217,13 +217,18 @@ def evaluate(options: EvalOptions) -> None:
     _show_result(result, options.json)
 
 
-def _of_rewards(options: EvalOptions) -> dict[str, Any]:
+def _without_pictures(options: EvalOptions) -> dict[str, Any]:
     """The suites that draw no picture."""
-    from mezzotint.evals import pairs, rewards
+    from mezzotint.evals import enhance, pairs, rewards
     from mezzotint.train.log import read
 
     if options.suite == "pairs":
         return pairs.evaluate(options.model)
+    if options.suite == "enhance":
+        try:
+            return enhance.evaluate(options.model, options.prompts)
+        except ValueError as error:
+            raise UserError(f"the suite enhance measures a writer that was trained here: {error}") from error
     try:
         return rewards.evaluate(read(Path(options.model) / "metrics.jsonl"))
     except ValueError as error:

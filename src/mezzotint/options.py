@@ -96,10 +96,10 @@ class EvalOptions:
 
     model: tyro.conf.Positional[str]
     """A packaged model, an exported pipeline, or the folder of a run."""
-    suite: Literal["worlds", "images", "students", "subject", "pairs", "rewards"] = "worlds"
+    suite: Literal["worlds", "images", "students", "subject", "pairs", "rewards", "enhance"] = "worlds"
     """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise.
     subject: a personalised model's fidelity, and what it forgot. pairs: a reward model's accuracy and calibration on held-out pairs.
-    rewards: whether a reinforced run deceives its reward."""
+    rewards: whether a reinforced run deceives its reward. enhance: what a writer of longer prompts keeps and adds."""
     teacher: str = "starter"
     """What a student is compared with, for the suite of that name."""
     pictures: Path | None = None
@@ -107,7 +107,7 @@ class EvalOptions:
     data: Path | None = None
     """The folder of images, for the suite of that name."""
     prompts: int = 50
-    """Prompts per task of the suites worlds and students."""
+    """Prompts per task of the suites worlds and students; of the suite enhance."""
     device: DeviceName = "auto"
     """Where to compute; auto: a GPU where there is one."""
     json: bool = False

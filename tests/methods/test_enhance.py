@@ -1,8 +1,9 @@
 """The writer of longer prompts, its training and its tuning: closed forms, identities, resumes, and that both do what they are for."""
 
+import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import torch
 from lettered import LetteredConfig
 from safetensors.torch import load_file
 
+from mezzotint.cli import main
 from mezzotint.data.batch import Loader
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
+from mezzotint.evals import enhance
 from mezzotint.methods.enhance import Captions, Enhance, EnhanceConfig, shorter
 from mezzotint.methods.enhance_grpo import EnhanceGRPO, Written
 from mezzotint.methods.method import MethodConfig
 from mezzotint.pipeline import Pipeline
+from mezzotint.text.enhance import Trained
 from mezzotint.text.writer import BREAK, END, ByteWriter, ByteWriterConfig, load_writer, read
 from mezzotint.train.log import read as read_log
 from mezzotint.train.stop import Stopped
@@ -140,6 +144,30 @@ def test_a_saved_writer_is_the_same(writer: ByteWriter, tmp_path: Path) -> None:
     assert load_writer(str(tmp_path)).write(["a star"]) == writer.write(["a star"])
     with pytest.raises(UserError, match=r"`mezzotint train tiny\.enhance` makes one"):
         load_writer(str(tmp_path / "nowhere"))
+
+
+class Perfect(ByteWriter):
+    """It answers some prompts with the long captions that it knows, and the others with nonsense."""
+
+    def write(self, short: Sequence[str], temperature: float = 0.0) -> list[str]:
+        return ["a red" if len(text) % 2 else f"{text}, on a white background, drawn flat, lit from above" for text in short]
+
+
+def test_the_suite_counts_what_is_kept_and_what_is_said(
+    writer: ByteWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer.save(tmp_path)
+    assert main(["eval", str(tmp_path), "--suite", "enhance", "--prompts", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 0
+    monkeypatch.setattr(enhance, "source", lambda place: Trained(Perfect(SMALL)))
+    result = enhance.evaluate("", 40)
+    short = WorldsConfig(seed=1_000_000, long_every=41).build().batch(0, 40).prompts
+    kept = [text for text in short if len(text) % 2 == 0]
+    assert result["kept"] == len(kept) / 40
+    assert result["said"] == pytest.approx(sum(3 / parse(text).open for text in kept) / len(kept))
+    assert result["distinct"] == len(set(short)) / 40
+    monkeypatch.setattr(enhance, "source", lambda place: None)
+    assert main(["eval", "http://localhost:1", "--suite", "enhance"]) == 2
 
 
 # Next bytes
