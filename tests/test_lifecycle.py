@@ -73,7 +73,7 @@ def test_it_runs_stops_goes_on_and_reports(
     page = (run / "report.html").read_text()
     for part in lifecycle.parts(run, "xs", "grpo"):
         assert f"{part.title} <code>{part.folder.name}</code>" in page
-    for column in ("judge", "preference", "diversity", "held-out pairs right", "subject", "drift of its class", "other prompts"):
+    for column in ("judge", "preference", "diversity", "held-out pairs right", "subject fidelity", "drift of its class", "other prompts"):
         assert f">{column}</th>" in page, column
     assert page.count("<svg viewBox") == len(STAGES), "a curve for every stage"
     assert page.count("<img") == (len(STAGES) - 1) * len(lifecycle.PROMPTS), "the reward model draws nothing"

@@ -85,7 +85,7 @@ SUITES: dict[str, Suite] = {
     "subject": Suite(
         "evaluation-subject.json",
         lambda pipeline, _, prompts, show: subject.evaluate(pipeline, subject.Protocol(min(64, 2 * prompts), min(20, prompts)), show),
-        lambda result: {"subject": result["fidelity"], "drift of its class": result["drift"], "other prompts": result["others"]},
+        lambda result: {"subject fidelity": result["fidelity"], "drift of its class": result["drift"], "other prompts": result["others"]},
     ),
 }
 
