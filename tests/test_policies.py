@@ -35,7 +35,7 @@ HOUSE = (
     "train",
     "recipes",
 )
-HOUSE += ("speedrun", "options", "cli")
+HOUSE += ("chain", "speedrun", "lifecycle", "options", "cli")
 LIMITS = {"methods": 300, "models": 450, "recipes": 100}
 
 

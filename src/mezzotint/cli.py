@@ -18,6 +18,7 @@ from mezzotint.options import (
     EvalOptions,
     ExportOptions,
     ImportOptions,
+    LifecycleOptions,
     ModelsOptions,
     PlanOptions,
     RunsOptions,
@@ -41,6 +42,7 @@ USAGE = """usage: mezzotint VERB ...
 The whole life of an image model in one code base.
 
   speedrun   pre-train, fine-tune, align, distil and evaluate a model; ends in a report
+  lifecycle  the same with a reward model, reinforcement, a 4-step student and a subject
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model
@@ -63,6 +65,17 @@ def speedrun(options: SpeedrunOptions) -> None:
         report = run(folder, options.size, progress)
     print(f"report: {report}")
     print(f"sample: mezzotint sample {shlex.quote('a red star above a blue circle')} --model {folder / 'distil'}")
+
+
+def lifecycle(options: LifecycleOptions) -> None:
+    from mezzotint.lifecycle import lifecycle as run
+    from mezzotint.worlds import subject
+
+    folder = options.out or Path(f"runs/lifecycle-{options.size}-{options.tune}")
+    with _progress() as progress:
+        report = run(folder, options.size, options.tune, progress)
+    print(f"report: {report}")
+    print(f"sample: mezzotint sample {shlex.quote(subject.CAPTION)} --model {folder / 'subject'}")
 
 
 def train(options: TrainOptions, rest: list[str]) -> None:
@@ -177,6 +190,8 @@ def sample(options: SampleOptions) -> None:
     from mezzotint.pictures import save
     from mezzotint.pipeline import find_device, load
 
+    if options.enhance:
+        options = replace(options, prompt=_enhanced(options))
     pipeline = load(options.model, None if options.dtype == "stored" else getattr(torch, options.dtype)).to(find_device(options.device))
     size = _size(options.size) if options.size else None
     named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
@@ -196,6 +211,20 @@ def sample(options: SampleOptions) -> None:
         path = options.out if options.n == 1 else options.out.with_stem(f"{options.out.stem}-{k}")
         save(image, path, _parameters(options, settings, options.seed + k))
         print(path)
+
+
+def _enhanced(options: SampleOptions) -> str:
+    """The prompt to draw, which is printed; where it is not a longer one, a note says why."""
+    from mezzotint.pipeline import find_device
+    from mezzotint.text.enhance import Trained, enhance, source
+    from mezzotint.worlds.caption import lost, lost_scene
+
+    writer = source(options.enhance, find_device(options.device))
+    found = enhance(options.prompt, writer, lost_scene if isinstance(writer, Trained) else lost)
+    if found.note:
+        print(f"note: {found.note}", file=sys.stderr)
+    print(f"prompt: {found.prompt}")
+    return found.prompt
 
 
 def _size(words: str) -> int | tuple[int, int]:
@@ -221,8 +250,8 @@ def evaluate(options: EvalOptions) -> None:
     from mezzotint.evals import images, students, subject, worlds
     from mezzotint.pipeline import find_device, load
 
-    if options.suite in ("pairs", "rewards"):
-        _show_result(_of_rewards(options), options.json)
+    if options.suite in ("pairs", "rewards", "enhance"):
+        _show_result(_without_pictures(options), options.json)
         return
     device = find_device(options.device)
     pipeline = load(options.model).to(device)
@@ -250,16 +279,18 @@ def evaluate(options: EvalOptions) -> None:
     _show_result(result, options.json)
 
 
-def _of_rewards(options: EvalOptions) -> dict[str, Any]:
+def _without_pictures(options: EvalOptions) -> dict[str, Any]:
     """The suites that draw no picture."""
-    from mezzotint.data.worlds import WorldsConfig
-    from mezzotint.evals import rewards
-    from mezzotint.rewards import LearnedConfig, pairs
+    from mezzotint.evals import enhance, pairs, rewards
     from mezzotint.train.log import read
 
     if options.suite == "pairs":
-        source = WorldsConfig(pairs=True, seed=1_000_000).build()
-        return {"suite": "pairs"} | pairs.measure(LearnedConfig(options.model).build(), (source.batch(n, 256) for n in range(16)))
+        return pairs.evaluate(options.model)
+    if options.suite == "enhance":
+        try:
+            return enhance.evaluate(options.model, options.prompts)
+        except ValueError as error:
+            raise UserError(f"the suite enhance measures a writer that was trained here: {error}") from error
     try:
         return rewards.evaluate(read(Path(options.model) / "metrics.jsonl"))
     except ValueError as error:
@@ -482,6 +513,7 @@ def _progress() -> "Progress":
 
 VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "speedrun": (SpeedrunOptions, speedrun),
+    "lifecycle": (LifecycleOptions, lifecycle),
     "train": (TrainOptions, train),
     "sample": (SampleOptions, sample),
     "eval": (EvalOptions, evaluate),

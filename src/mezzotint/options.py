@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 SizeName = Literal["xs", "s", "m", "l"]
+TuneName = Literal["grpo", "dpo"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -21,6 +22,21 @@ class SpeedrunOptions:
     """xs: two minutes. s: twenty minutes on two cores. m, l: one GPU."""
     out: Path | None = None
     """Folder of the run; runs/speedrun-SIZE if not given."""
+
+
+@dataclass
+class LifecycleOptions:
+    """Worlds -> pre-training -> fine-tuning -> reward model -> GRPO or DPO -> 4-step distillation (DMD2) -> a subject in a LoRA -> report.
+
+    Stopped at any point, the same command goes on from there.
+    """
+
+    size: SizeName = "s"
+    """xs: two minutes. s: two cores. m, l: one GPU."""
+    tune: TuneName = "grpo"
+    """How the reward is raised: by policy gradients (Flow-GRPO), or by preferences among the model's own pictures (online DPO)."""
+    out: Path | None = None
+    """Folder of the run; runs/lifecycle-SIZE-TUNE if not given."""
 
 
 @dataclass
@@ -47,6 +63,9 @@ class SampleOptions:
 
     prompt: tyro.conf.Positional[str]
     """What to draw."""
+    enhance: str = ""
+    """Make the prompt longer first, and print it: by an endpoint (https://HOST/v1#MODEL, http://localhost:PORT/v1), by the folder of a
+    causal language model, or by a run of tiny.enhance. A key is in the variable MEZZOTINT_ENHANCE_KEY."""
     model: str = "starter"
     """A packaged model, an exported pipeline, or the folder of a run."""
     out: Path = Path("sample.png")
@@ -77,10 +96,10 @@ class EvalOptions:
 
     model: tyro.conf.Positional[str]
     """A packaged model, an exported pipeline, or the folder of a run."""
-    suite: Literal["worlds", "images", "students", "subject", "pairs", "rewards"] = "worlds"
+    suite: Literal["worlds", "images", "students", "subject", "pairs", "rewards", "enhance"] = "worlds"
     """worlds: the judge's six tasks. images: distance to held-out images of a folder. students: beside --teacher, from equal noise.
     subject: a personalised model's fidelity, and what it forgot. pairs: a reward model's accuracy and calibration on held-out pairs.
-    rewards: whether a reinforced run deceives its reward."""
+    rewards: whether a reinforced run deceives its reward. enhance: what a writer of longer prompts keeps and adds."""
     teacher: str = "starter"
     """What a student is compared with, for the suite of that name."""
     pictures: Path | None = None
@@ -88,7 +107,7 @@ class EvalOptions:
     data: Path | None = None
     """The folder of images, for the suite of that name."""
     prompts: int = 50
-    """Prompts per task of the suites worlds and students."""
+    """Prompts per task of the suites worlds and students; of the suite enhance."""
     device: DeviceName = "auto"
     """Where to compute; auto: a GPU where there is one."""
     json: bool = False

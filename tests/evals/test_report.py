@@ -136,6 +136,12 @@ def test_ragged_or_broken_images_are_refused(stages: list[Stage]) -> None:
         render("", [replace(stages[0], images=[picture(0), b"GIF89a"])], PROMPTS[:2], {})
 
 
+def test_a_stage_that_draws_nothing_has_scores_and_a_curve(stages: list[Stage]) -> None:
+    page = Page(render("", [stages[0], replace(stages[1], images=[])], PROMPTS, {}))
+    assert len(page.all("img")) == len(PROMPTS)
+    assert len(page.all("article")) == 2
+
+
 def test_a_page_of_nothing_is_still_a_page() -> None:
     assert Page(render("empty", [], [], {})).texts == ["empty", "empty"]
     assert "Nothing was trained." in Page(render("", [Stage("a", "a", {}, [], [], [], {})], [], {})).texts

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bright import BRIGHT
+from lettered import LetteredConfig
 
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.pairs import PairsConfig
@@ -22,6 +23,7 @@ from mezzotint.methods.denoise import DenoiseConfig, flow_error, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig, dpo_loss
 from mezzotint.methods.dreambooth import DreamBoothConfig
+from mezzotint.methods.enhance import EnhanceConfig
 from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig
 from mezzotint.methods.ladd import LADDConfig
@@ -36,25 +38,31 @@ from mezzotint.pipeline import Pipeline, PipelineConfig, Sampling
 from mezzotint.rewards import RewardModelConfig
 from mezzotint.rewards.model import SmallEncoderConfig
 from mezzotint.text import ByteEncoderConfig
+from mezzotint.text.writer import ByteWriterConfig
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 
-METHODS: dict[str, tuple[MethodConfig, bool]] = {
-    "denoise": (DenoiseConfig(), False),
-    "dpo": (DPOConfig(), True),
-    "consistency": (ConsistencyConfig(), False),
-    "dmd": (DMDConfig(), False),
-    "guidance_distill": (GuidanceDistillConfig(), False),
-    "progressive": (ProgressiveConfig(first=8, last=2, stage=7), False),
-    "reflow": (ReflowConfig(perceptual=0.1), False),
-    "meanflow": (MeanFlowConfig(difference=0.02), False),
-    "ladd": (LADDConfig(), False),
-    "scm": (SCMConfig(warmup=10, difference=0.02), False),
-    "reward": (BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))), True),
-    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0), False),
-    "refl": (ReFLConfig(BRIGHT, steps=3, last=2), False),
-    "dreambooth": (DreamBoothConfig(class_prompt="a ring", pictures=4), False),
+WORLDS, PAIRS = WorldsConfig(), WorldsConfig(pairs=True)
+WRITER = ByteWriterConfig(width=32, depth=1, heads=2, length=272)
+METHODS: dict[str, tuple[MethodConfig, WorldsConfig]] = {
+    "denoise": (DenoiseConfig(), WORLDS),
+    "dpo": (DPOConfig(), PAIRS),
+    "consistency": (ConsistencyConfig(), WORLDS),
+    "dmd": (DMDConfig(), WORLDS),
+    "guidance_distill": (GuidanceDistillConfig(), WORLDS),
+    "progressive": (ProgressiveConfig(first=8, last=2, stage=7), WORLDS),
+    "reflow": (ReflowConfig(perceptual=0.1), WORLDS),
+    "meanflow": (MeanFlowConfig(difference=0.02), WORLDS),
+    "ladd": (LADDConfig(), WORLDS),
+    "scm": (SCMConfig(warmup=10, difference=0.02), WORLDS),
+    "reward": (BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))), PAIRS),
+    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0), WORLDS),
+    "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WORLDS),
+    "dreambooth": (DreamBoothConfig(class_prompt="a ring", pictures=4), WORLDS),
+    "enhance": (EnhanceConfig(WRITER), WORLDS),
+    "enhance_grpo": (LetteredConfig(writer=WRITER.replace(length=112), group=2), WorldsConfig(long_every=1_000_000)),
 }
+LOSSES = {"reward": "reward.loss", "enhance": "writer.loss", "enhance_grpo": "writer.loss"}  # the others train their student
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
@@ -230,15 +238,16 @@ def test_dmd_draws_at_all_of_its_times(pipeline: Pipeline, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns(name: str, run_config: Callable[..., RunConfig], pipeline: Pipeline, tmp_path: Path) -> None:
     """Twenty steps as in the golden file: a tolerance against other machines, since sums may be in another order there."""
-    method, pairs = METHODS[name]
-    config = run_config(method, pairs=pairs, steps=20, checkpoint=20, preview=20, evaluate=20)
+    method, data = METHODS[name]
+    config = run_config(method, steps=20, checkpoint=20, preview=20, evaluate=20)
+    config.data = data
     pipeline.save(tmp_path / "init")
     config.init = str(tmp_path / "init")
     if name == "reflow":
         drawn = Sampling(solver="euler", steps=3)
         config.data = PairsConfig(folder=str(tmp_path / "pairs"), teacher=config.init, number=12, sampling=drawn)
     Trainer(config, tmp_path / "run").run()
-    key = "reward.loss" if name == "reward" else "loss"
+    key = LOSSES.get(name, "loss")
     losses = [line[key] for line in read(tmp_path / "run" / "metrics.jsonl") if key in line]
     assert len(losses) == 20
     if folder := os.environ.get("MEZZOTINT_WRITE_GOLDEN"):

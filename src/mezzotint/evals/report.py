@@ -35,7 +35,7 @@ class Stage:
     name: what the recipe calls it. title: what a reader calls it.
     scores: become the columns of the table, in the order in which they are first seen.
     curve, held_out_curve: (step, loss) in training and on held-out data; empty for a stage that trains nothing.
-    images: PNG files, one per prompt of the report, drawn with the same seeds in all stages.
+    images: PNG files, one per prompt of the report, drawn with the same seeds in all stages; none for a stage that draws nothing.
     notes: whatever else is worth a line, by name.
     """
 
@@ -55,7 +55,7 @@ def render(title: str, stages: list[Stage], prompts: list[str], facts: dict[str,
     Raises: ValueError for a stage that has not one image per prompt, or an image that is no PNG file.
     """
     for stage in stages:
-        if len(stage.images) != len(prompts):
+        if len(stage.images) not in (0, len(prompts)):
             raise ValueError(f"stage {stage.name!r} must have one image for each of {len(prompts)} prompts, got {len(stage.images)}")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -286,6 +286,7 @@ def _summary(title: str, smooth: Curve, held: Curve, lost: int) -> str:
 
 
 def _pictures(stages: list[Stage], prompts: list[str]) -> str:
+    stages = [stage for stage in stages if stage.images]
     if not stages or not prompts:
         return ""
     least, most = PICTURE_WIDTHS

@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import curriculum, distil, personal, post, repa, reward, tiny
+from mezzotint.recipes import curriculum, distil, enhance, lifecycle, personal, post, repa, reward, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -29,10 +29,15 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.grpo_fast": reward.grpo_fast,
     "tiny.mix_grpo": reward.mix_grpo,
     "tiny.grpo_learned": reward.grpo_learned,
+    "tiny.grpo_both": lifecycle.grpo_both,
     "tiny.refl": reward.refl,
     "tiny.dpo_online": reward.dpo_online,
+    "tiny.dpo_both": lifecycle.dpo_both,
     "tiny.dreambooth": personal.dreambooth,
+    "tiny.subject_lora": lifecycle.subject_lora,
     "tiny.textual_inversion": personal.textual_inversion,
+    "tiny.enhance": enhance.enhance,
+    "tiny.enhance_grpo": enhance.enhance_grpo,
     "tiny.images": tiny.images,
     "tiny.repa": repa.repa,
     "tiny.curriculum": curriculum.curriculum,

@@ -1,7 +1,8 @@
 """Where it fits: prompts to the conditions that denoisers take.
 
-In: a byte-level encoder that is trained with the model and needs no download; those of published models, frozen; classes.
-Out: caption writing (worlds, data).
+In: a byte-level encoder that is trained with the model and needs no download; those of published models, frozen; classes. Short prompts
+to longer ones (`text.enhance`, `text.writer`).
+Out: captions of scenes (worlds, data).
 Gotchas: the empty prompt is the null condition, in every encoder.
 """
 

@@ -114,7 +114,7 @@ class Tokenizer:
         import transformers
 
         self.config = config
-        self.tokenizer: Any = _pretrained(transformers.AutoTokenizer, config.tokenizer)
+        self.tokenizer: Any = pretrained(transformers.AutoTokenizer, config.tokenizer)
         self.tokenizer.padding_side = "right"
         if self.tokenizer.pad_token is None:  # Llama's
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -151,7 +151,7 @@ class Encoder(Tokenizer):
         clip = heads.get(config.pooled, transformers.CLIPTextModel)
         model: Any = {"clip": clip, "t5": transformers.T5EncoderModel, "llm": transformers.AutoModel}[config.family]
         with torch.device("cpu"):
-            self.model: Any = _pretrained(model, config.weights, use_safetensors=True, dtype="auto").requires_grad_(False).eval()
+            self.model: Any = pretrained(model, config.weights, use_safetensors=True, dtype="auto").requires_grad_(False).eval()
 
     def store(self, folder: Path) -> None:
         super().store(folder)
@@ -230,7 +230,7 @@ class Said:
         return Said(*(None if x is None else x.to(device) for x in vars(self).values()))  # type: ignore[arg-type]
 
 
-def _pretrained(kind: Any, place: str, **options: Any) -> Any:
+def pretrained(kind: Any, place: str, what: str = "text encoder", **options: Any) -> Any:
     """A model or tokenizer of transformers from a folder or a hub's id. UserError in one line where that fails."""
     if Path(place).is_dir():
         options["local_files_only"] = True
@@ -241,7 +241,7 @@ def _pretrained(kind: Any, place: str, **options: Any) -> Any:
         return kind.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
-        raise UserError(f"cannot read a text encoder from {place} ({reason}); only safetensors and tokenizer files are read") from error
+        raise UserError(f"cannot read a {what} from {place} ({reason}); only safetensors and tokenizer files are read") from error
 
 
 class Published(TextEncoder):

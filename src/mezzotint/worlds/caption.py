@@ -1,7 +1,7 @@
 """Scenes to words and back: what a caption may say, in many phrasings, and what a caption said.
 
 `describe` picks what to mention of a scene, `write` puts it into words, `parse` reads the words back:
-``parse(write(d, rng)) == d`` for every description, whatever the phrasing.
+``parse(write(d, rng)) == d`` for every description, whatever the phrasing. `shorten` says less; `lost` and `worth` judge who says more.
 """
 
 import random
@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mezzotint.text.enhance import lost_words
 from mezzotint.worlds.scene import BACKGROUNDS, COLOURS, LIGHTS, STYLES, Description, Mention, Scene, groups, relation
 
 NAMES: dict[str, tuple[tuple[str, str], ...]] = {  # shape: (singular, plural), the usual name first
@@ -55,6 +56,16 @@ def describe(scene: Scene, rng: random.Random, long: bool = False, coloured: flo
     if [m.count for m in mentions] == [1, 1] and (long or rng.random() < 0.5):
         placed = relation(kinds[0][0], kinds[1][0])
     return Description(mentions, placed, *((scene.background, scene.style, scene.light) if long else ()))
+
+
+def shorten(description: Description, rng: random.Random, coloured: float = 0.7) -> Description:
+    """Less of what a description says: as `describe` has it in a short caption, and now and then a part of the setting."""
+    with_colour, sized = rng.random() < coloured, rng.random() < 0.25
+    kept = (replace(m, colour=m.colour if with_colour else None, size=m.size if sized else None) for m in description.mentions)
+    mentions = _merged(tuple(kept))
+    placed = description.relation if len(mentions) == 2 and rng.random() < 0.5 else None
+    setting = [said if rng.random() < 0.15 else None for said in (description.background, description.style, description.light)]
+    return Description(mentions, placed, *setting)
 
 
 def _merged(mentions: tuple[Mention, ...]) -> tuple[Mention, ...]:
@@ -140,6 +151,36 @@ def parse(text: str) -> Description:
     if left_over or not joined:
         raise ValueError(f"not a caption of Worlds: {text!r}")
     return Description(mentions, _RELATION_OF.get(between), **setting)
+
+
+def lost(asked: str, longer: str) -> str:
+    """What a longer prompt lost, in words: of scenes where both are captions of Worlds, of words otherwise. Empty: nothing."""
+    try:
+        said, told = parse(asked), parse(longer)
+    except ValueError:
+        return lost_words(asked, longer)
+    return "" if told.implies(said) else "some of the scene"
+
+
+def lost_scene(asked: str, longer: str) -> str:
+    """The same for a writer that knows captions of Worlds and nothing else: whatever is none is lost."""
+    for name, text in (("the prompt", asked), ("what was written", longer)):
+        try:
+            parse(text)
+        except ValueError:
+            return f"its sense: {name} is no caption of Worlds"
+    return lost(asked, longer)
+
+
+def worth(asked: str, longer: str) -> tuple[float, float]:
+    """How good a longer caption is, in two parts of [0, 1]: whether nothing was lost, and how much it says of what was left open.
+
+    The second is 0 where anything was lost, and 1 for a caption that had left nothing open.
+    """
+    if lost_scene(asked, longer):
+        return 0.0, 0.0
+    before, after = parse(asked).open, parse(longer).open
+    return 1.0, max(0.0, 1 - after / before) if before else 1.0
 
 
 def _mention(noun: re.Match[str]) -> Mention:

@@ -8,6 +8,7 @@ Coordinates are shares of the picture's side: x to the right, y downwards, (0, 0
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -68,6 +69,10 @@ class Mention:
         """Whether a thing is one of those meant."""
         return thing.shape == self.shape and self.colour in (None, thing.colour) and self.size in (None, thing.size)
 
+    def refines(self, other: "Mention") -> bool:
+        """Whether whatever fits this fits the other, counts aside."""
+        return self.shape == other.shape and other.colour in (None, self.colour) and other.size in (None, self.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -90,6 +95,31 @@ class Description:
         ):
             return False
         return any(self._relation_holds(groups) for groups in _assignments(self.mentions, list(scene.things)))
+
+    def implies(self, other: "Description") -> bool:
+        """Whether every picture of which this holds is one of which the other holds: nothing that the other says is lost here."""
+        if any(said not in (None, here) for here, said in zip(self._setting(), other._setting(), strict=True)):
+            return False
+        ways = product(range(len(other.mentions)), repeat=len(self.mentions))  # whose of the other's each of these are
+        return any(self._refines(other, way) for way in ways)
+
+    def _refines(self, other: "Description", way: tuple[int, ...]) -> bool:
+        counts = [0] * len(other.mentions)
+        for mention, index in zip(self.mentions, way, strict=True):
+            counts[index] += mention.count
+            if not mention.refines(other.mentions[index]):
+                return False
+        if counts != [mention.count for mention in other.mentions]:
+            return False
+        there = OPPOSITE.get(self.relation or "") if way == (1, 0) else self.relation
+        return other.relation in (None, there)
+
+    @property
+    def open(self) -> int:
+        """How much a caption could say and this does not: colours and sizes, the relation of two things, the three of the setting."""
+        of_things = sum((m.colour is None) + (m.size is None) for m in self.mentions)
+        unplaced = [m.count for m in self.mentions] == [1, 1] and self.relation is None
+        return of_things + unplaced + sum(said is None for said in self._setting())
 
     def _setting(self) -> tuple[str | None, str | None, str | None]:
         return self.background, self.style, self.light

@@ -1,0 +1,35 @@
+"""Writers of longer prompts, on captions of Worlds. The pipeline that they are for (``--init``) stays as it is."""
+
+from dataclasses import replace
+
+from mezzotint.data.worlds import WorldsConfig
+from mezzotint.methods.enhance import EnhanceConfig
+from mezzotint.methods.enhance_grpo import EnhanceGRPOConfig
+from mezzotint.recipes.post import continued
+from mezzotint.recipes.tiny import SIZES, SizeName
+from mezzotint.text.writer import ByteWriterConfig
+from mezzotint.train.trainer import RunConfig
+
+HEAD = 32  # channels of an attention head
+
+
+def enhance(size: SizeName = "s") -> RunConfig:
+    """Long captions from short ones, by next bytes. Expected: minutes on two cores; not yet run."""
+    config = continued(size, share=0.3, lr=2e-3)
+    width = SIZES[size].text
+    config.data = WorldsConfig(size=config.data.size, long_every=1, seed=9)
+    config.method = EnhanceConfig(ByteWriterConfig(width=width, depth=SIZES[size].depth, heads=width // HEAD))
+    config.train = config.train.replace(batch=32, preview_prompts=(), evaluate=config.train.steps)
+    return config
+
+
+def enhance_grpo(size: SizeName = "s") -> RunConfig:
+    """The same writer (``--method.start``), tuned by what is kept and what is said. Not yet run."""
+    config = enhance(size)
+    assert isinstance(config.method, EnhanceConfig)
+    config.data = WorldsConfig(size=config.data.size, long_every=1_000_000, seed=10)
+    config.method = EnhanceGRPOConfig(writer=config.method.writer)
+    steps = max(4, config.train.steps // 20)
+    config.train = config.train.replace(batch=8, steps=steps, log=1, evaluate=steps)
+    config.optim = replace(config.optim, lr=1e-4, decay="constant", warmup=2, average=0.9)
+    return config

@@ -1,0 +1,43 @@
+"""The own parts of the lifecycle: a reward of two, and a subject on a student of few steps. Each starts from a pipeline (``--init``)."""
+
+from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.flow_grpo import FlowGRPOConfig
+from mezzotint.models.lora import LoRAConfig
+from mezzotint.recipes.personal import dreambooth
+from mezzotint.recipes.post import dmd
+from mezzotint.recipes.reward import MODEL, dpo_online, grpo
+from mezzotint.recipes.tiny import SizeName
+from mezzotint.rewards import GoalConfig, JudgeConfig, LearnedConfig, PartConfig, PreferenceConfig, TotalConfig
+from mezzotint.train.trainer import RunConfig
+
+MARGIN = 10.0  # of winners over losers, about, as `recipes.reward.reward` leaves its model
+
+
+def both(model: str = MODEL) -> GoalConfig:
+    """To be right and to be liked: a picture that lost the whole look has lost as much as one that is wrong. The exact look is watched."""
+    return GoalConfig(TotalConfig((PartConfig(JudgeConfig()), PartConfig(LearnedConfig(model), std=MARGIN))), PreferenceConfig())
+
+
+def grpo_both(size: SizeName = "s", goal: GoalConfig | None = None) -> RunConfig:
+    """Flow-GRPO on what the judge says and the learned taste together. Not yet run."""
+    config = grpo(size)
+    assert isinstance(config.method, FlowGRPOConfig)
+    config.method = config.method.replace(goal=goal or both())
+    return config
+
+
+def dpo_both(size: SizeName = "s", goal: GoalConfig | None = None) -> RunConfig:
+    """Online DPO on the same. Not yet run."""
+    config = dpo_online(size)
+    assert isinstance(config.method, DPOConfig)
+    config.method = config.method.replace(goal=goal or both())
+    return config
+
+
+def subject_lora(size: SizeName = "s") -> RunConfig:
+    """DreamBooth in an adapter on the student of `recipes.post.dmd`, which goes on drawing in four steps. Not yet run."""
+    config = dreambooth(size)
+    config.adapter = LoRAConfig(rank=8)
+    config.optim = config.optim.replace(lr=1e-3)
+    config.pipeline.sampling = dmd(size).pipeline.sampling
+    return config

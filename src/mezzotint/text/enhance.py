@@ -1,0 +1,295 @@
+"""Prompt enhancement: a short prompt is made longer before it is drawn (Betker et al. 2023, section 3.5), and nothing of it may get lost.
+
+Three things can write the longer prompt: any endpoint that speaks OpenAI's chat protocol, a causal language model of transformers in a
+folder, and the small writer that is trained here (`text.writer`). None is trusted. What comes back has to be one plain text of bearable
+length in which everything that was asked for is still there; otherwise the prompt is drawn as it was given, and a note says why.
+"""
+
+import ipaddress
+import json
+import os
+import queue
+import re
+import threading
+import time
+import unicodedata
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import torch
+
+from mezzotint.errors import UserError
+from mezzotint.text.published import pretrained
+from mezzotint.text.writer import ByteWriter, load_writer, writer_folder
+
+KEY = "MEZZOTINT_ENHANCE_KEY"  # variable of the environment
+LONGEST = 2000  # letters of a prompt
+TOKENS = 400  # that a language model may write
+BODY = 1 << 20  # bytes of an answer that are read
+
+INSTRUCTION = (
+    "You make prompts for an image generator more detailed. Keep every object, number, colour, name, relation and quoted text of the "
+    "prompt, in its own words, and add what it leaves open: the setting, the light, the style, the composition. Answer with the longer "
+    "prompt alone, in one paragraph of at most a hundred words."
+)
+
+# Words that a sentence can lose without saying less. No preposition of place is among them, and no negation.
+SILENT = frozenset(
+    re.findall(r"\w+", "a an the of and with to is are was were be been it its this that these those there here i me my we you please")
+)
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|‘([^’]+)’|(?<!\w)'([^']+)'(?!\w)")
+
+
+class Failed(Exception):
+    """No longer prompt came of it; the message is one line that says why."""
+
+
+class Source(Protocol):
+    """Something that writes a longer prompt."""
+
+    def __call__(self, prompt: str) -> str:
+        """A longer prompt, not yet checked. `Failed` where there is none."""
+        ...
+
+
+Lost = Callable[[str, str], str]  # (what was asked, the longer prompt) -> what was lost, in words; empty: nothing
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """What is to be drawn. note: why it is the prompt as it was given, where it is."""
+
+    prompt: str
+    note: str = ""
+
+
+def lost_words(asked: str, longer: str) -> str:
+    """What a longer prompt lost: content words and numbers, each as often as it was asked for, and quoted texts, letter for letter.
+
+    Words are compared without case. Inflections and synonyms count as lost: the prompt is then drawn as it was given, which is right too.
+    """
+    missing = [f'"{text}"' for text in (Counter(_quoted(asked)) - Counter(_quoted(longer))).elements()]
+    missing += (Counter(_content(asked)) - Counter(_content(longer))).elements()
+    return ", ".join(missing)
+
+
+def _quoted(text: str) -> list[str]:
+    return [next(filter(None, groups)) for groups in _QUOTED.findall(text)]
+
+
+def _content(text: str) -> list[str]:
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return [word for word in words if word not in SILENT]
+
+
+def enhance(prompt: str, source: Source, lost: Lost = lost_words) -> Enhanced:
+    """A longer prompt from a source, or the prompt itself with a note. Never raises for what a source does wrong."""
+    try:
+        if not 0 < len(prompt.strip()) <= LONGEST:
+            raise Failed(f"only a prompt of 1 to {LONGEST} letters is made longer, and this one has {len(prompt.strip())}")
+        longer = plain(source(prompt))
+    except Failed as failed:
+        return Enhanced(prompt, f"{failed}; the prompt is drawn as it was given")
+    if missing := lost(prompt, longer):
+        return Enhanced(prompt, f"the longer prompt lost {' '.join(missing.split())[:80]}; the prompt is drawn as it was given")
+    return Enhanced(longer)
+
+
+def plain(text: str) -> str:
+    """An answer as one line: without what a model thought before it, and without quotation marks around it.
+
+    `Failed` where nothing is left, or too much, or something that no prompt has in it.
+    """
+    text = " ".join(text.rpartition("</think>")[2].split())
+    if len(text) > 1 and text[0] + text[-1] in ('""', "“”") and not re.search(r"[\"“”]", text[1:-1]):
+        text = text[1:-1].strip()
+    if not text:
+        raise Failed("the enhancer answered nothing")
+    if len(text) > LONGEST:
+        raise Failed(f"the enhancer answered {len(text)} letters, and {LONGEST} are the most")
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Co", "Cn") or letter == "\ufffd" for letter in text):
+        raise Failed("the enhancer answered something that is no text")
+    return text
+
+
+def source(place: str, device: torch.device | None = None) -> Source:
+    """What writes longer prompts at a place: a URL, the folder of a run of tiny.enhance, or of a causal language model of transformers.
+
+    UserError where there is nothing of the kind.
+    """
+    if "://" in place:
+        return endpoint(place, os.environ.get(KEY, ""))
+    if writer_folder(place) is not None:
+        return Trained(load_writer(place))
+    if not Path(place).is_dir():
+        raise UserError(f"no enhancer at {place!r}: expected a URL, the folder of a run of tiny.enhance, or of a causal language model")
+    return LanguageModel(place, device or torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A writer that was trained here, on captions of Worlds. It takes the likeliest byte."""
+
+    writer: ByteWriter
+
+    def __call__(self, prompt: str) -> str:
+        try:
+            return self.writer.write([prompt])[0]
+        except ValueError as error:
+            raise Failed(str(error)) from error
+
+
+class LanguageModel:
+    """A causal language model of transformers from a folder of safetensors. It takes the likeliest token, for a minute at most."""
+
+    def __init__(self, place: str, device: torch.device, seconds: float = 60.0) -> None:
+        import transformers
+
+        self.seconds = seconds
+        self.tokenizer: Any = pretrained(transformers.AutoTokenizer, place, "language model")
+        model = pretrained(transformers.AutoModelForCausalLM, place, "language model", use_safetensors=True, dtype="auto")
+        self.model: Any = model.to(device).eval()
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> str:
+        tokens = self.tokenizer(self._asked(prompt), return_tensors="pt", add_special_tokens=not self.tokenizer.chat_template)
+        tokens = tokens.to(self.model.device)
+        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30) - tokens.input_ids.shape[1]
+        if room < 1:
+            raise Failed("the prompt is too long for the language model")
+        out = self.model.generate(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            do_sample=False,
+            max_new_tokens=min(TOKENS, room),
+            max_time=self.seconds,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+        answer: str = self.tokenizer.decode(out[0, tokens.input_ids.shape[1] :], skip_special_tokens=True)
+        return answer if self.tokenizer.chat_template else answer.strip().split("\n")[0]
+
+    def _asked(self, prompt: str) -> str:
+        """What the model reads: in its own form of a conversation, or, where it has none, as a text to go on with."""
+        if not self.tokenizer.chat_template:
+            return f"{INSTRUCTION}\n\nPrompt: {prompt}\nLonger prompt:"
+        turns = [{"role": "user", "content": f"{INSTRUCTION}\n\nPrompt: {prompt}"}]  # not all have a role for instructions
+        said: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return said
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that speaks OpenAI's chat protocol. url: of its completions. model: its name there, if it has one.
+
+    seconds: for everything, all `tries` together. Only a server's overload, its own faults and lost connections are tried again.
+    The key goes to this address alone: redirections are not followed.
+    """
+
+    url: str
+    model: str = ""
+    key: str = field(default="", repr=False)
+    seconds: float = 60.0
+    tries: int = 3
+    pause: float = 0.5
+
+    def __call__(self, prompt: str) -> str:
+        answers: queue.SimpleQueue[str | Failed] = queue.SimpleQueue()
+        # A thread of its own, since no timeout of a socket ends a name that is not resolved, or an answer byte by byte.
+        threading.Thread(target=self._ask, args=(prompt, answers), daemon=True).start()
+        try:
+            answer = answers.get(timeout=self.seconds)
+        except queue.Empty:
+            raise Failed(f"the enhancer did not answer within {self.seconds:g} seconds") from None
+        if isinstance(answer, Failed):
+            raise answer
+        return answer
+
+    def _ask(self, prompt: str, answers: "queue.SimpleQueue[str | Failed]") -> None:
+        end = time.monotonic() + self.seconds
+        for number in range(self.tries):
+            try:
+                answers.put(content(self._post(prompt, max(0.1, end - time.monotonic()))))
+                return
+            except urllib.error.HTTPError as error:
+                failed, again = Failed(f"the enhancer answered with the error {error.code}"), error.code == 429 or error.code >= 500
+            except Failed as error:
+                failed, again = error, False
+            except (OSError, HTTPException, UnicodeError) as error:  # the last of a name that cannot be one
+                failed, again = Failed(f"the enhancer cannot be reached ({_reason(error)})"), True
+            pause = self.pause * 2**number
+            if not again or number + 1 == self.tries or time.monotonic() + pause > end:
+                answers.put(failed)
+                return
+            time.sleep(pause)
+
+    def _post(self, prompt: str, seconds: float) -> bytes:
+        turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
+        body = {"messages": turns, "max_tokens": TOKENS, "temperature": 0} | ({"model": self.model} if self.model else {})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        # A server on this machine is never asked through a proxy.
+        proxies = [urllib.request.ProxyHandler({})] if self.url.startswith("http:") else []
+        with urllib.request.build_opener(_Here, *proxies).open(request, timeout=seconds) as answer:
+            found: bytes = answer.read(BODY + 1)
+        if len(found) > BODY:
+            raise Failed(f"the enhancer answered more than {BODY >> 20} MB")
+        return found
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Redirections are errors."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+def endpoint(place: str, key: str = "") -> Endpoint:
+    """The endpoint at "https://HOST/v1#MODEL", or at "http://localhost:PORT/v1" without encryption. UserError for another URL."""
+    try:
+        parts = urlsplit(place)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise UserError(f"{place!r} is no URL ({error}); one of an enhancer is as in https://HOST/v1#MODEL") from error
+    if not host or parts.scheme not in ("http", "https") or parts.username is not None:
+        raise UserError(f"an enhancer's URL is as in https://HOST/v1#MODEL, with the key in the variable {KEY}; this one is not")
+    if parts.scheme == "http" and not _is_local(host):
+        raise UserError(f"prompts go to {host} over https only; http is for a server on this machine")
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"the key in the variable {KEY} has letters that no key has")
+    path = parts.path.rstrip("/")
+    path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
+    return Endpoint(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")), parts.fragment, key)
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def content(body: bytes) -> str:
+    """The text in an answer of the chat protocol. `Failed` where it is none."""
+    try:
+        text = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise Failed("the enhancer answered something that is no chat completion")
+    return text
+
+
+def _reason(error: OSError | HTTPException | UnicodeError) -> str:
+    """Why there is no connection, in our words: a server's own may be anything."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return (isinstance(cause, OSError) and cause.strerror) or type(cause).__name__
