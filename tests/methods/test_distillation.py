@@ -22,13 +22,18 @@ from mezzotint.errors import UserError
 from mezzotint.flow.path import from_velocity
 from mezzotint.flow.rate import exact_rate, quotient_rate
 from mezzotint.flow.time import TimeDensity, grid
+from mezzotint.methods.add import ADDConfig
+from mezzotint.methods.adversarial import gradient_penalty, hinge
+from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
-from mezzotint.methods.ladd import LADDConfig, gradient_penalty, hinge
+from mezzotint.methods.ladd import LADDConfig
+from mezzotint.methods.lcm import LCMConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import Method, MethodConfig, Turn
 from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.repa import OwnConfig
 from mezzotint.methods.scm import SCMConfig, tangent, trigonometric
 from mezzotint.methods.teacher import block_features, teacher_of, told_copy
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, PixArtConfig, UNetConfig
@@ -446,7 +451,10 @@ TECHNIQUES: dict[str, MethodConfig] = {
     "reflow": ReflowConfig(perceptual=1.0),
     "meanflow": MeanFlowConfig(),
     "ladd": LADDConfig(steps=2),
+    "add": ADDConfig(OwnConfig(), steps=2),
     "scm": SCMConfig(),
+    "lcm": LCMConfig(grid=10, skip=2),
+    "consistency_training": ConsistencyTrainingConfig(stage=1),
 }
 
 

@@ -17,7 +17,9 @@ from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.time import grid
+from mezzotint.methods.add import ADDConfig
 from mezzotint.methods.consistency import ConsistencyConfig
+from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.denoise import DenoiseConfig, flow_error, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig, dpo_loss
@@ -25,11 +27,13 @@ from mezzotint.methods.dreambooth import DreamBoothConfig
 from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig
 from mezzotint.methods.ladd import LADDConfig
+from mezzotint.methods.lcm import LCMConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.progressive import ProgressiveConfig
 from mezzotint.methods.refl import ReFLConfig
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.repa import OwnConfig
 from mezzotint.methods.reward import BradleyTerryConfig
 from mezzotint.methods.scm import SCMConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig, Sampling
@@ -49,7 +53,10 @@ METHODS: dict[str, tuple[MethodConfig, bool]] = {
     "reflow": (ReflowConfig(perceptual=0.1), False),
     "meanflow": (MeanFlowConfig(difference=0.02), False),
     "ladd": (LADDConfig(), False),
+    "add": (ADDConfig(OwnConfig(), levels=2), False),
     "scm": (SCMConfig(warmup=10, difference=0.02), False),
+    "lcm": (LCMConfig(grid=50, skip=2), False),
+    "consistency_training": (ConsistencyTrainingConfig(stage=3), False),
     "reward": (BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))), True),
     "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0), False),
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), False),
