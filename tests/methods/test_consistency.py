@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact import Gaussian
 from prepared import PreparedConfig
 from torch import Tensor
 
@@ -58,7 +57,7 @@ def test_at_the_boundary_the_output_is_the_input(name: str) -> None:
         assert not torch.allclose(y[1], x[1], atol=0.1)
 
 
-def test_the_distance_is_ictc_s_up_to_scale() -> None:
+def test_the_distance_is_that_of_the_paper_up_to_scale() -> None:
     a, b = torch.randn(2, 4, 3, 8, 8)
     c = 0.00054 * math.sqrt(3 * 8 * 8)
     theirs = ((a - b).square().flatten(1).sum(1) + c**2).sqrt() - c
@@ -183,21 +182,3 @@ def test_the_loss_of_data_that_are_one_picture_is_zero_and_its_steps_share_pictu
     velocity = (x_t - x_s) / (t - s)[:, None, None, None]
     assert torch.allclose(interpolate(batch.images, batch.images + velocity, t), x_t, atol=1e-4)
     assert found == pytest.approx(float(velocity.square().flatten(1).mean(1).sqrt().mean()), rel=0.02)
-
-
-def test_on_fine_grids_the_gaussians_own_consistency_function_is_the_best() -> None:
-    """The loss's gradient at the oracle falls as the grid gets finer: (t - s) f_avg(x_s) has no bias in the limit."""
-    torch.manual_seed(0)
-    data = Gaussian(1)
-    x0, eps = data.move(torch.randn(200_000, 1, dtype=torch.float64), 1.0, 0.0), torch.randn(200_000, 1, dtype=torch.float64)
-
-    def slope(step: float) -> float:
-        """The correlation of the residual with the input, at t = 1/2: 0 where f is the mean of its target."""
-        t = torch.full((len(x0),), 0.5, dtype=torch.float64)
-        x_t, x_s = interpolate(x0, eps, t), interpolate(x0, eps, t - step)
-        residual = data.move(x_t, 0.5, 0.0) - data.move(x_s, 0.5 - step, 0.0)
-        centred = x_t - x_t.mean()
-        return abs(float((residual * centred).mean() / centred.square().mean()))
-
-    assert slope(0.2) > 4 * slope(0.02)
-    assert slope(0.02) < 0.02
