@@ -33,6 +33,7 @@ HOUSE = (
     "methods",
     "train",
     "recipes",
+    "lab",
 )
 HOUSE += ("speedrun", "options", "cli")
 LIMITS = {"methods": 300, "models": 450, "recipes": 100}

@@ -229,7 +229,9 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     """What the method and the evaluations told beside the loss, over the steps, wherever there are two numbers or more."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
-        told = {name: value for name, value in line.items() if name not in LOGGED and not name.endswith(".grad_norm")} if "lr" in line else {}
+        told = (
+            {name: value for name, value in line.items() if name not in LOGGED and not name.endswith(".grad_norm")} if "lr" in line else {}
+        )
         for name, value in {**told, **line.get("evaluation", {})}.items():
             if isinstance(value, float):
                 curves.setdefault(name, []).append((line["step"], value))

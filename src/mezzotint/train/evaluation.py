@@ -39,7 +39,7 @@ class EvaluationConfig(config.Config, kind="evaluation"):
             raise ValueError("patience needs a number to wait for: evaluation.best must not be empty")
 
     def compared_with(self, init: str) -> str:
-        """The teacher's name for `pipeline.load` in a run that starts from `init`; empty without the suite. UserError where there is none."""
+        """The teacher of a run that starts from `init`, for `pipeline.load`; "" for other suites. UserError where there is none."""
         if self.suite != "students":
             return ""
         if not (self.teacher or init):
