@@ -55,9 +55,9 @@ class Options:
     """Run what is missing of the experiments, and write table.md, table.json and plot.svg. Stopped, the same command goes on."""
 
     teacher: str = ""
-    """The model that all students start from (a run, a pipeline or "starter"); pre-trained at this size if not given."""
+    """The model that all students start from: a run, a pipeline or "starter"."""
     base: str = ""
-    """The model that all tuned ones start from; the teacher if not given."""
+    """The model that all tuned ones start from. The teacher and the base are one if one is given, and pre-trained here if none is."""
     seeds: int = 1
     """Runs of each technique."""
     only: str = ""
@@ -121,13 +121,13 @@ class Lab:
         before = (self.found(FIRST[name], seed) if name in FIRST else None) or {"seconds": 0.0, "samples": 0}
         return own | {key: own[key] + before[key] for key in ("seconds", "samples")}
 
-    def origins(self, tuned: bool) -> dict[str, Any]:
-        """What was measured of the teacher and, where something was tuned, of the base; measured now if it has not been."""
+    def origins(self, distilled: bool, tuned: bool) -> dict[str, Any]:
+        """What was measured of the teacher where something was distilled and of the base where something was tuned; now, if not before."""
         path = self.folder / "origins.json"
         known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         if known.setdefault("models", [self.teacher, self.base]) != [self.teacher, self.base]:
             raise UserError(f"{self.folder} holds experiments from {known['models']}; choose another folder with --out, or remove it")
-        if "teacher" not in known:
+        if distilled and "teacher" not in known:
             teacher, settings = load(self.teacher).to(find_device()), self.beside.sampling
             few = settings.replace(solver=self.beside.protocol.solver)
             calls = {str(n): self.beside.measures(teacher, few.replace(steps=n)) for n in self.beside.protocol.calls}
@@ -176,17 +176,18 @@ def run(options: Options, progress: Progress) -> Lab:
     if options.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {options.seeds}")
     names, folder = chosen(options.only), options.out or Path(f"runs/lab/methods-{options.size}")
-    teacher = options.teacher or str(folder / "base")
-    lab = Lab(folder, options.size, teacher, options.base or teacher)
+    given = options.teacher or options.base or str(folder / "base")
+    lab = Lab(folder, options.size, options.teacher or given, options.base or given)
     if options.list:
         return lab
-    if not options.teacher and not (folder / "base" / "export").is_dir():
+    if given == str(folder / "base") and not (folder / "base" / "export").is_dir():
         Trainer(RECIPES["tiny.worlds"](options.size), folder / "base", progress=progress).run()
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):  # a first whole table before the second seed of any technique
         for name in names:
             lab.do(name, seed, progress)
-            table.write(folder, lab.origins(name in TUNERS), gathered(lab))
+            found = gathered(lab)
+            table.write(folder, lab.origins(bool(found["students"]), bool(found["tuned"])), found)
     return lab
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,6 +14,7 @@ MEASURES = ("score", "heldout", "preference", "diversity")  # of tuned models
 OWN = "4"  # network calls at which students are compared by cost and diversity
 
 Measured = dict[str, Any]
+Panel = tuple[str, str, Mapping[str, Points]]
 Value = tuple[float, float | None]  # mean, and standard error where there is more than one seed
 
 
@@ -35,22 +36,34 @@ def write(folder: Path, origins: Measured, found: dict[str, dict[str, list[Measu
     texts = [_students_table(origins["teacher"], students)] if students else []
     texts += [_tuned_table(_scores([origins["base"]]), tuned)] if tuned else []
     (folder / TABLE).write_text("\n\n".join(texts) + "\n")
-    data = {"models": origins["models"], "teacher": origins["teacher"], "base": origins.get("base"), "students": students, "tuned": tuned}
+    data = {
+        "models": origins["models"],
+        "teacher": origins.get("teacher"),
+        "base": origins.get("base"),
+        "students": students,
+        "tuned": tuned,
+    }
     (folder / DATA).write_text(json.dumps(data, indent=2) + "\n")
-    panels: list[tuple[str, str, dict[str, Points]]] = []
-    if students:
-        teacher = {"teacher": [(float(n), row["score"], 0.0) for n, row in origins["teacher"]["calls"].items()]}
-        lines = {name: [(float(n), *_point(row["score"])) for n, row in it["calls"].items()] for name, it in students.items()}
-        panels.append(("network calls", "judge", {**teacher, **lines}))
-        for cost, words in (("seconds", "seconds of training"), ("samples", "training samples")):
-            at = {name: [(it[cost][0], *_point(it["calls"][OWN]["score"]))] for name, it in students.items()}
-            panels.append((words, f"judge at {OWN} calls", at))
-    if tuned:
-        base = {"base": _scores([origins["base"]])}
-        for measure in ("preference", "score"):
-            at = {name: [(it["diversity"][0], *_point(it[measure]))] for name, it in {**base, **tuned}.items()}
-            panels.append(("diversity", "judge" if measure == "score" else measure, at))
-    (folder / PLOT).write_text(plot_svg(panels))
+    (folder / PLOT).write_text(plot_svg([*_students_panels(origins.get("teacher"), students), *_tuned_panels(origins.get("base"), tuned)]))
+
+
+def _students_panels(teacher: Measured | None, students: dict[str, dict[str, Any]]) -> Iterator[Panel]:
+    """Quality against calls, and at `OWN` calls against what it cost."""
+    if teacher is None:
+        return
+    lines = {name: [(float(n), *_point(row["score"])) for n, row in it["calls"].items()] for name, it in students.items()}
+    yield "network calls", "judge", {"teacher": [(float(n), row["score"], 0.0) for n, row in teacher["calls"].items()], **lines}
+    for cost, words in (("seconds", "seconds of training"), ("samples", "training samples")):
+        yield words, f"judge at {OWN} calls", {n: [(it[cost][0], *_point(it["calls"][OWN]["score"]))] for n, it in students.items()}
+
+
+def _tuned_panels(base: Measured | None, tuned: dict[str, dict[str, Any]]) -> Iterator[Panel]:
+    """Preference, and the judge's score, against diversity."""
+    if base is None:
+        return
+    every = {"base": _scores([base]), **tuned}
+    for measure, words in (("preference", "preference"), ("score", "judge")):
+        yield "diversity", words, {name: [(it["diversity"][0], *_point(it[measure]))] for name, it in every.items()}
 
 
 def _point(value: Value) -> tuple[float, float]:
