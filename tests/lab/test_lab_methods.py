@@ -63,6 +63,9 @@ def test_two_techniques_are_run_stopped_measured_and_drawn(
     assert all(f">{name}</text>" in svg for name in ("lcm", "dpo", "teacher", "base", "network calls", "diversity"))
     shutil.copytree(tmp_path / "teacher", tmp_path / "other")
     assert main([*words[:1], str(tmp_path / "other"), *words[2:]]) == 2
+    assert re.search(r"holds experiments from \[.*teacher'\]; choose another folder with --out", capsys.readouterr().err)
+    monkeypatch.setitem(tiny.SIZES, "xs", tiny.Size(width=64, depth=1, text=64, image=32, batch=8, steps=20, lr=1e-3))
+    assert main(words) == 2
     assert "holds a run with other settings; choose another folder with --out" in capsys.readouterr().err
 
 

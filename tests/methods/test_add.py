@@ -58,9 +58,7 @@ def test_the_teachers_term_is_the_squared_distance_of_what_it_sees_with_its_weig
 
 
 @pytest.mark.parametrize("latent", [False, True], ids=["pixels", "latents"])
-def test_gradients_go_through_encoder_and_codec_to_the_role_of_the_turn(
-    latent: bool, dino: str, tiny: PipelineConfig, batch: Batch
-) -> None:
+def test_gradients_go_to_the_role_of_the_turn(latent: bool, dino: str, tiny: PipelineConfig, batch: Batch) -> None:
     codec = KLConfig(widths=(4, 4), groups=2, layers=1, attention=False, channels=3, quant=False, scale=1.0) if latent else tiny.codec
     torch.manual_seed(0)
     method = ADDConfig(TransformersConfig(dino), weight=0.0, r1=1.0).build(replace(tiny, codec=codec).build())

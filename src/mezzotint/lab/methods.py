@@ -183,6 +183,7 @@ def run(options: Options, progress: Progress) -> Lab:
     if given == str(folder / "base") and not (folder / "base" / "export").is_dir():
         Trainer(RECIPES["tiny.worlds"](options.size), folder / "base", progress=progress).run()
     folder.mkdir(parents=True, exist_ok=True)
+    lab.origins(distilled=False, tuned=False)  # or an error, before anything is trained
     for seed in range(options.seeds):  # a first whole table before the second seed of any technique
         for name in names:
             lab.do(name, seed, progress)
