@@ -30,6 +30,7 @@ from mezzotint.flow.solvers import network_calls
 from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline, load
 from mezzotint.recipes import post, tiny
+from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 
@@ -56,6 +57,7 @@ def parts(folder: Path, size: tiny.SizeName) -> list[Part]:
     ]
     for (before, _, _), (_, _, config) in pairwise(chain):
         config.init = str(folder / before / "export")
+        config.evaluation = EvaluationConfig()  # every stage is evaluated at its end, and none ends before
     return [Part(folder / name, title, config) for name, title, config in chain]
 
 

@@ -14,6 +14,7 @@ from mezzotint.flow.path import interpolate
 from mezzotint.flow.time import TimeDensity, grid
 from mezzotint.methods.consistency import pseudo_huber
 from mezzotint.methods.consistency_training import ConsistencyTraining, ConsistencyTrainingConfig, interval
+from mezzotint.methods.guidance_distill import guided_by
 from mezzotint.methods.lcm import LCM, LCMConfig
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, UNetConfig
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline
@@ -119,6 +120,13 @@ def test_at_first_the_student_is_its_teacher_whatever_it_is_told(pipeline: Pipel
         assert torch.equal(end, x - t[:, None, None, None] * whole)
     fixed = LCMConfig(scales=(2.0, 2.0)).build(pipeline)
     assert fixed.student is pipeline, "nothing to tell"
+    again = LCMConfig().build(method.student)
+    assert again.student is method.student, "told by the teacher's own embedding,"
+    torch.nn.init.normal_(method.student.denoiser.embed_guidance.mlp[-1].weight)  # type: ignore[union-attr, index]
+    cond, w = method.student.encode(prompts), torch.tensor([1.5, 4.0])
+    told = method.student.velocity(x, t, replace(cond, guidance=w))
+    assert torch.equal(guided_by(method.student, cond, w, x, t), told), "which is how it is guided"
+    assert not torch.allclose(told, whole, atol=1e-3)
 
 
 def test_the_target_follows_the_student_and_odd_settings_are_refused(pipeline: Pipeline) -> None:

@@ -96,7 +96,9 @@ def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _students_table(teacher: Measured, students: dict[str, dict[str, Any]]) -> str:
     calls, own, sampling = list(teacher["calls"]), teacher["own"], teacher["sampling"]
     steps = f"{sampling['solver']} in {sampling['steps']} steps, guidance {sampling['guidance']:g}"
-    title = f"Students. Their teacher by {steps}: judge {own['score']:.3f}, diversity {own['diversity']:.3f}; its guided calls do twice the work."
+    title = (
+        f"Students. Their teacher by {steps}: judge {own['score']:.3f}, diversity {own['diversity']:.3f}. Guided calls do twice the work."
+    )
     heads = ["student", "seeds", *(f"judge, {n} calls" for n in calls), f"diversity, {OWN} calls", "seconds", "samples"]
     few = [f"{teacher['calls'][n]['score']:.3f}" for n in calls]
     rows = [["(teacher)", "", *few, f"{teacher['calls'][OWN]['diversity']:.3f}", "", ""]]

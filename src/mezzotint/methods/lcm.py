@@ -5,8 +5,9 @@ On a fine grid of `grid` times, of which the teacher's solver skips k = `skip` a
     x_s = one step of the teacher from x_t, guided by w;    L = E_{t, w} d(f(x_t, t, c, w), sg f_avg(x_s, s, c, w))
 
 f(x, t) = x - t v(x, t), which satisfies f(x, 0) = x by itself; w is drawn anew for every sample and the student is told it, by an
-embedding that starts without effect. Where the ends of `scales` are equal there is one guidance for all, and nothing to tell: what an
-adapter that is to be small and to go with others needs. The student samples by `consistency`, told the scale or with guidance 1.
+embedding that starts without effect, or by the one that its teacher has. Where the ends of `scales` are equal there is one guidance for
+all and nothing to tell: what an adapter that is to be small and to go with others needs. The student samples by `consistency`, told the
+scale or with guidance 1.
 
 Where we differ: w is in the scale where 1 is off, theirs is one less; one Euler step of the flow, which is DDIM's; the target's weights
 are a role of their own and not the average that is exported; d is the pseudo-Huber distance of a whole sample, theirs of every element.
@@ -57,7 +58,8 @@ class LCM(Method):
             raise ValueError(f"scales must be two that rise from 1 on, got {config.scales}")
         within(1, config.grid, skip=config.skip)
         self.config = config
-        student = told_copy(pipeline, "guidance") if least < largest else pipeline
+        untold = least < largest and not pipeline.config.denoiser.distilled
+        student = told_copy(pipeline, "guidance") if untold else pipeline
         self.roles = {
             "student": Role(student, averaged=True),
             "teacher": Role(teacher_of(pipeline, config.teacher), trained=False),
