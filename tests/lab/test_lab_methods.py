@@ -57,6 +57,7 @@ def test_two_techniques_are_run_stopped_measured_and_drawn(
         ("dpo", "tunes", "0"),
     ]
     assert main([*words, "dpo,lcm"]) == 0
+    capsys.readouterr()
     assert main([*words, "lcm", "--seeds", "2"]) == 0
     text = capsys.readouterr().out
     assert text.count("\n| `lcm` | 2 | ") == text.count("\n| `dpo` | 1 | ") == text.count("| (base) |") == text.count("| (teacher) |") == 1
