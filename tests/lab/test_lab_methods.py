@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_names_and_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 def test_a_plot_shows_means_and_errors_and_leaves_out_what_is_no_number() -> None:
     svg = plot_svg([("calls", "judge", {"a<b": [(1.0, 0.2, 0.1), (2.0, 0.4, 0.0), (3.0, float("nan"), 0.0)]})])
+    ElementTree.fromstring(svg)  # a file that browsers can read
     assert "a&lt;b" in svg
     assert "nan" not in svg
     (line,) = re.findall(r'points="([^"]+)"', svg)

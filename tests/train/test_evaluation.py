@@ -141,6 +141,7 @@ def test_a_student_is_compared_and_shown_with_its_teacher(run_config: Make, pipe
     assert base64.b64encode(png_bytes(teacher("a red star")[0])).decode() in page, "from the noise of the student's"
     assert all(f"<h4>{name}</h4>" in page for name in ("critic.loss", "direction", "score", "diversity", "gap"))
     assert "<h4>lr</h4>" not in page
+    assert page.count("Nothing was trained.") == 1, "the teacher; the critic has a loss of its own"
 
 
 def test_a_students_best_weights_are_kept_and_it_ends_when_it_gets_no_better(

@@ -8,10 +8,10 @@ eps - x0 is an unbiased estimate of the velocity there, so that in the limit of 
 flow. N doubles after every `stage` steps, from `first` to `last`: coarse grids learn fast and are biased, fine ones the other way
 round. f(x, t) = x - t v(x, t) satisfies f(x, 0) = x by itself; d is the pseudo-Huber distance. The target has the student's own weights:
 iCT shows that an average of them is biased. An interval is drawn as often as a time of `times` falls into it, which for a logit-normal
-density is iCT's discretised log-normal of noise levels (their eq. 10). The student samples by `consistency`, unguided.
+density is iCT's discretised log-normal of noise levels (section 3.5). The student samples by `consistency`, unguided.
 
 Where we differ: the grid is even in t after `shift` and reaches pure noise, where iCT's is Karras' and ends at a noise of 80, and weights
-are of the steps in t; both are the same near data. Started from a flow (``--init``) it is easy consistency tuning (Geng et al. 2024).
+are of the steps in t; both are the same near data. Started from a flow (``--init``) it tunes that (Geng et al. 2024).
 """
 
 import math

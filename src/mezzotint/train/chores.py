@@ -212,7 +212,11 @@ class Chores:
             more=_curves(lines),
         )
         found = {} if self.beside is None else {"teacher": self.beside.found}
-        others = [Stage(who, who, found.get(who, {}), [], [], images, {}) for who, images in self.drawn.items() if who != "student"]
+        others = [
+            Stage(who, who, found.get(who, {}), [(line["step"], line[key]) for line in lines if key in line], [], images, {})
+            for who, images in self.drawn.items()
+            if (key := f"{who}.loss") != "student.loss"
+        ]
         _replace(folder / REPORT_FILE, render(f"Run {folder.name}", [stage, *others], prompts, {"folder": str(folder)}))
 
     def state(self) -> dict[str, Any]:
