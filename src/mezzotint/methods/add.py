@@ -24,7 +24,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
 from mezzotint.flow.path import from_velocity, interpolate
 from mezzotint.flow.time import TimeDensity
-from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, gradient_penalty, hinge, jumped, started
+from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.repa import LEAST, TransformersConfig, Vision, VisionConfig
 from mezzotint.methods.teacher import answers, teacher_of
@@ -55,7 +55,7 @@ class ADDConfig(MethodConfig, kind="add"):
 
 
 class Critic(nn.Module):
-    """Tokens of blocks, list of (B, N, D), told a pooled text (B, P) and a picture (B, E) -> logits (B, tokens of all blocks)."""
+    """Tokens of blocks, list of (B, N, D), told a pooled text (B, P) and a picture (B, E) -> logits and slopes (`Heads`)."""
 
     def __init__(self, widths: list[int], pooled: int) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class Critic(nn.Module):
         self.embed_text = nn.Linear(pooled, HIDDEN)
         self.embed_image = nn.Linear(widths[-1], HIDDEN)
 
-    def forward(self, features: list[Tensor], text: Tensor, image: Tensor) -> Tensor:
-        logits: Tensor = self.heads(features, self.embed_text(text) + self.embed_image(image))
-        return logits
+    def forward(self, features: list[Tensor], text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        read: tuple[Tensor, Tensor] = self.heads(features, self.embed_text(text) + self.embed_image(image))
+        return read
 
 
 class ADD(Method):
@@ -99,12 +99,11 @@ class ADD(Method):
             real = self._features(self._decoded(x0))
             told = cond.pooled, (1 - s)[:, None] * real[-1].mean(1)
         if turn == ("student",):
-            adversarial, distance = -critic(fake, *told).mean(1), self._distance(x, pictures, cond)
+            adversarial, distance = -critic(fake, *told)[0].mean(1), self._distance(x, pictures, cond)
             loss = adversarial + config.weight * distance
             return loss.mean(), {"t": s, "loss": loss.detach(), "adversarial": adversarial.detach(), "distance": distance.detach()}
-        real = started(real)
-        right, wrong = critic(real, *told), critic(fake, *told)
-        penalty = gradient_penalty(right, real)
+        (right, slopes), (wrong, _) = critic(real, *told), critic(fake, *told)
+        penalty = slopes.mean(1)
         loss = hinge(right, wrong) + config.r1 * penalty
         return loss.mean(), {"t": s, "loss": loss.detach(), "accuracy": accuracy(right, wrong), "penalty": penalty.detach()}
 

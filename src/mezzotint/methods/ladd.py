@@ -21,7 +21,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
 from mezzotint.flow.path import interpolate
 from mezzotint.flow.time import TimeDensity
-from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, gradient_penalty, hinge, jumped, started
+from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.teacher import block_features, teacher_of
 from mezzotint.models.embed import TimeEmbedding
@@ -45,7 +45,7 @@ class LADDConfig(MethodConfig, kind="ladd"):
 
 
 class Critic(nn.Module):
-    """Tokens of every block, list of (B, N, D), at time t (B,) with a pooled text (B, P) -> logits (B, tokens of all blocks).
+    """Tokens of every block, list of (B, N, D), at time t (B,) with a pooled text (B, P) -> logits and slopes (`Heads`).
 
     widths: D of every block.
     """
@@ -56,9 +56,9 @@ class Critic(nn.Module):
         self.embed_time = TimeEmbedding(HIDDEN)
         self.embed_pooled = nn.Linear(pooled, HIDDEN)
 
-    def forward(self, features: list[Tensor], t: Tensor, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.heads(features, self.embed_time(t) + self.embed_pooled(pooled))
-        return logits
+    def forward(self, features: list[Tensor], t: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        read: tuple[Tensor, Tensor] = self.heads(features, self.embed_time(t) + self.embed_pooled(pooled))
+        return read
 
 
 class LADD(Method):
@@ -87,8 +87,8 @@ class LADD(Method):
         with torch.no_grad():
             x = self._drawn(x0, batch.prompts)
         fake, _ = self._judged(x, eps, t, batch.prompts)
-        real, features = self._judged(x0, eps, t, batch.prompts)
-        penalty = gradient_penalty(real, features)
+        real, slopes = self._judged(x0, eps, t, batch.prompts)
+        penalty = slopes.mean(1)
         loss = hinge(real, fake) + self.config.r1 * penalty
         return loss.mean(), {"t": t, "loss": loss.detach(), "accuracy": accuracy(real, fake), "penalty": penalty.detach()}
 
@@ -97,14 +97,14 @@ class LADD(Method):
         x, _ = jumped(self.student, x0, prompts, self.config.steps, self.config.shift)
         return x
 
-    def _judged(self, x: Tensor, eps: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, list[Tensor]]:
-        """The critic's logits of x, and the features they are of; these have gradients to x, or start one where x has none."""
-        teacher, critic = self.pipeline("teacher"), self.roles["critic"].module
+    def _judged(self, x: Tensor, eps: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """The critic's logits of x, with gradients to x, and their slopes."""
+        teacher = self.pipeline("teacher")
         cond = teacher.encode(prompts)
-        features = block_features(teacher, interpolate(x, eps, t), t, cond)
-        if not x.requires_grad:
-            features = started(features)
-        return critic(features, t, cond.pooled), features
+        judged: tuple[Tensor, Tensor] = self.roles["critic"].module(
+            block_features(teacher, interpolate(x, eps, t), t, cond), t, cond.pooled
+        )
+        return judged
 
 
 @torch.no_grad()
