@@ -71,8 +71,10 @@ def answers(parts: Sequence[nn.Module], run: Callable[[], Tensor]) -> list[Tenso
 
     handles = [part.register_forward_hook(keep) for part in parts]
     try:
-        run()
+        end = run()
     finally:
         for handle in handles:
             handle.remove()
+    if end.requires_grad:  # a network that is sharded gathers its weights for the gradient when that comes by its output
+        found[-1] = found[-1] + 0 * end.mean()
     return found
