@@ -34,6 +34,7 @@ HOUSE = (
     "methods",
     "train",
     "recipes",
+    "lab",
 )
 HOUSE += ("chain", "speedrun", "lifecycle", "options", "cli")
 LIMITS = {"methods": 300, "models": 450, "recipes": 100}

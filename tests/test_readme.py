@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import importlib
 import re
 import runpy
 import shlex
@@ -42,6 +43,9 @@ def test_commands_are_understood(command: str) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
     assert words[0] in (".venv/bin/mezzotint", "mezzotint", ".venv/bin/python", "python")
+    if words[1] == "-m":  # an experiment of the lab
+        assert not tyro.cli(importlib.import_module(words[2]).Options, args=words[3:], return_unknown_args=True)[1]
+        return
     if words[0].endswith("python"):
         assert (ROOT / words[1]).is_file()
         return

@@ -31,6 +31,7 @@ from mezzotint.evals.report import Stage, render
 from mezzotint.flow.solvers import network_calls
 from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline, load
+from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.log import read
 from mezzotint.train.trainer import RunConfig, Trainer
 from mezzotint.weights.files import read_json
@@ -104,6 +105,7 @@ class Part:
     suites: tuple[str, ...] = ("worlds",)
 
     def __post_init__(self) -> None:
+        self.config.evaluation = EvaluationConfig()  # all stages are judged at their ends, and none ends before
         if self.start:
             self.config.init = str(self.folder.parent / self.start / "export")
 

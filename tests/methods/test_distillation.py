@@ -22,13 +22,18 @@ from mezzotint.errors import UserError
 from mezzotint.flow.path import from_velocity
 from mezzotint.flow.rate import exact_rate, quotient_rate
 from mezzotint.flow.time import TimeDensity, grid
+from mezzotint.methods.add import ADDConfig
+from mezzotint.methods.adversarial import Heads, hinge
+from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
-from mezzotint.methods.ladd import LADDConfig, gradient_penalty, hinge
+from mezzotint.methods.ladd import LADDConfig
+from mezzotint.methods.lcm import LCMConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import Method, MethodConfig, Turn
 from mezzotint.methods.progressive import ProgressiveConfig, average_velocity
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.repa import OwnConfig
 from mezzotint.methods.scm import SCMConfig, tangent, trigonometric
 from mezzotint.methods.teacher import block_features, teacher_of, told_copy
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTConfig, PixArtConfig, UNetConfig
@@ -297,15 +302,15 @@ def test_the_hinge_is_zero_beyond_its_margins() -> None:
     assert hinge(5 * ones, -5 * ones).tolist() == [0, 0]
 
 
-def test_the_penalty_of_a_linear_critic_is_its_squared_slope() -> None:
-    first, second = torch.randn(4, 5, 3, requires_grad=True), torch.randn(4, 2, 7, requires_grad=True)
-    w, u = torch.randn(3), torch.randn(7)
-    logits = torch.cat([first @ w, second @ u], dim=1)
-    expected = (5 * w.square().sum() + 2 * u.square().sum()) / 7
-    assert torch.allclose(gradient_penalty(logits, [first, second]), expected.expand(4))
-    # One that is not linear, by differences of the logit itself.
-    (x,) = (torch.tensor([[[0.3]]], requires_grad=True),)
-    assert gradient_penalty(x[..., 0].sin(), [x]).item() == pytest.approx(math.cos(0.3) ** 2)
+def test_the_penalty_is_the_squared_gradient_of_logits_by_their_tokens() -> None:
+    torch.manual_seed(0)
+    heads, c = Heads([3, 7]).double(), torch.randn(4, 64, dtype=torch.float64)
+    features = [torch.randn(4, n, d, dtype=torch.float64, requires_grad=True) for n, d in ((5, 3), (2, 7))]
+    logits, slopes = heads(features, c)
+    gradients = torch.autograd.grad(logits.sum(), features)
+    assert torch.allclose(slopes, torch.cat([g.square().sum(-1) for g in gradients], dim=1), rtol=1e-9)
+    assert slopes.shape == logits.shape == (4, 7)
+    assert slopes.min() > 0
 
 
 def test_the_critic_learns_to_tell_and_the_student_moves_towards_what_it_takes_for_real(pipeline: Pipeline, batch: Batch) -> None:
@@ -446,7 +451,10 @@ TECHNIQUES: dict[str, MethodConfig] = {
     "reflow": ReflowConfig(perceptual=1.0),
     "meanflow": MeanFlowConfig(),
     "ladd": LADDConfig(steps=2),
+    "add": ADDConfig(OwnConfig(), steps=2),
     "scm": SCMConfig(),
+    "lcm": LCMConfig(grid=10, skip=2),
+    "consistency_training": ConsistencyTrainingConfig(stage=1),
 }
 
 

@@ -18,7 +18,9 @@ from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.time import grid
+from mezzotint.methods.add import ADDConfig
 from mezzotint.methods.consistency import ConsistencyConfig
+from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.denoise import DenoiseConfig, flow_error, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig, dpo_loss
@@ -27,11 +29,13 @@ from mezzotint.methods.enhance import EnhanceConfig
 from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig
 from mezzotint.methods.ladd import LADDConfig
+from mezzotint.methods.lcm import LCMConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.progressive import ProgressiveConfig
 from mezzotint.methods.refl import ReFLConfig
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.repa import OwnConfig
 from mezzotint.methods.reward import BradleyTerryConfig
 from mezzotint.methods.scm import SCMConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig, Sampling
@@ -54,7 +58,10 @@ METHODS: dict[str, tuple[MethodConfig, WorldsConfig]] = {
     "reflow": (ReflowConfig(perceptual=0.1), WORLDS),
     "meanflow": (MeanFlowConfig(difference=0.02), WORLDS),
     "ladd": (LADDConfig(), WORLDS),
+    "add": (ADDConfig(OwnConfig(), levels=2), WORLDS),
     "scm": (SCMConfig(warmup=10, difference=0.02), WORLDS),
+    "lcm": (LCMConfig(grid=50, skip=2), WORLDS),
+    "consistency_training": (ConsistencyTrainingConfig(stage=3), WORLDS),
     "reward": (BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))), PAIRS),
     "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0), WORLDS),
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WORLDS),

@@ -1,5 +1,6 @@
 """Evaluation while training: what is best is kept, enough is enough, memory is given back, and what is written says so."""
 
+import base64
 import gc
 import json
 import math
@@ -15,10 +16,12 @@ import torch
 
 from mezzotint.cli import main
 from mezzotint.errors import UserError
-from mezzotint.evals import worlds
-from mezzotint.pipeline import load
+from mezzotint.evals import students, worlds
+from mezzotint.methods.dmd import DMDConfig
+from mezzotint.pictures import png_bytes
+from mezzotint.pipeline import Pipeline, load
 from mezzotint.train import chores, track
-from mezzotint.train.evaluation import Best, EvaluationConfig
+from mezzotint.train.evaluation import SEED, Best, EvaluationConfig
 from mezzotint.train.heldout import heldout_loss
 from mezzotint.train.log import BINS, LossByTime, by_time, read
 from mezzotint.train.speed import Operations, matmul_rate
@@ -113,6 +116,46 @@ def test_a_suite_gives_what_it_gives_offline(run_config: Make, tmp_path: Path) -
     assert json.loads((tmp_path / "export-best" / "best.json").read_text())["measure"] == "diversity"
     with pytest.raises(UserError, match=r"evaluation\.best is 'beauty', and the suite worlds has: score"):
         chores.find(offline, "beauty")
+
+
+def beside_its_teacher(make: Make, pipeline: Pipeline, folder: Path, **evaluation: Any) -> RunConfig:
+    """A student with a critic that is a pipeline, evaluated after every second step."""
+    pipeline.save(folder / "teacher")
+    config = make(DMDConfig(critic_turns=1), steps=8, log=2, evaluate=8, preview=4, checkpoint=8)
+    config.evaluation = EvaluationConfig("students", every=2, pictures=1, **evaluation)
+    return replace(config, init=str(folder / "teacher"))
+
+
+def test_a_student_is_compared_and_shown_with_its_teacher(run_config: Make, pipeline: Pipeline, tmp_path: Path) -> None:
+    config, run = beside_its_teacher(run_config, pipeline, tmp_path, best="gap"), tmp_path / "run"
+    Trainer(config, run).run()
+    lines = [line["evaluation"] for line in read(run / "metrics.jsonl") if "evaluation" in line]
+    teacher = load(tmp_path / "teacher")
+    beside = students.Beside(teacher, students.Protocol(1, 2, SEED), 32)
+    assert len(lines) == 4
+    assert lines[-1] == json.loads(json.dumps(beside.evaluate(load(run)))), "the same as of the exported pipeline"
+    assert lines[-1]["gap"] == lines[-1]["teacher"]["score"] - lines[-1]["score"]
+    assert lines[-1]["distance"] != lines[0]["distance"], "it is what it has become"
+    page = (run / "report.html").read_text()
+    assert all(f'alt="{who}: a red star"' in page for who in ("dmd, step 8 of 8", "teacher", "critic"))
+    assert base64.b64encode(png_bytes(teacher("a red star")[0])).decode() in page, "from the noise of the student's"
+    assert all(f"<h4>{name}</h4>" in page for name in ("critic.loss", "direction", "score", "diversity", "gap"))
+    assert "<h4>lr</h4>" not in page
+    assert page.count("Nothing was trained.") == 1, "the teacher; the critic has a loss of its own"
+
+
+def test_a_students_best_weights_are_kept_and_it_ends_when_it_gets_no_better(
+    run_config: Make, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = [0.2, 0.5, 0.4, 0.5]
+    monkeypatch.setattr(students.Beside, "evaluate", lambda *arguments: {"suite": "students", "score": scores.pop(0)})
+    config = beside_its_teacher(run_config, pipeline, tmp_path, best="score", patience=1)
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    assert (trainer.step, scores) == (6, [0.5])
+    assert json.loads((tmp_path / "run" / "export-best" / "best.json").read_text()) == {"measure": "score", "value": 0.5, "step": 4}
+    with pytest.raises(UserError, match=r"this run has none; start from it \(--init\), name it"):
+        Trainer(replace(config, init=""), tmp_path / "none")
 
 
 def test_waiting_for_nothing_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Where it fits: the end of a run, or of several in a row, as one page that can be opened anywhere and kept.
 
-In: `render`, from plain data (scores, curves, pictures, facts) to an HTML page that needs nothing but itself; `curve_svg`.
+In: `render`, from plain data (scores, curves, pictures, facts) to an HTML page that needs nothing but itself; `curve_svg`; `plot_svg`,
+measured points of several things as a file of its own.
 Out: measuring (`evals`), making PNG bytes (`pictures`), writing the file.
 Gotchas: every text is escaped here, so callers hand over plain text. The page forbids the browser to load anything.
 """
@@ -8,14 +9,15 @@ Gotchas: every text is escaped here, so callers hand over plain text. The page f
 import base64
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate
 
 from PIL import Image, UnidentifiedImageError
 
 Curve = Sequence[tuple[int, float]]  # (step, loss), by rising step
+Points = Sequence[tuple[float, float, float]]  # (where, mean, standard error)
 
 PAGE_WIDTH = 1144  # CSS pixels, shared by the pictures of one prompt,
 PICTURE_GAP = 12  # with this much between them;
@@ -26,6 +28,7 @@ CHART_WIDTH, CHART_HEIGHT = 360, 220
 DOT = 2.5  # radius
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 38  # the chart's margins around its plot
 PLOT_WIDTH, PLOT_HEIGHT = CHART_WIDTH - LEFT - RIGHT, CHART_HEIGHT - TOP - BOTTOM
+KEY_WIDTH, KEY_LINE = 150, 14  # beside a plot of several things, and from one name to the next
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Stage:
     scores: become the columns of the table, in the order in which they are first seen.
     curve, held_out_curve: (step, loss) in training and on held-out data; empty for a stage that trains nothing.
     images: PNG files, one per prompt of the report, drawn with the same seeds in all stages; none for a stage that draws nothing.
-    notes: whatever else is worth a line, by name.
+    notes: whatever else is worth a line, by name. more: whatever else is worth a chart over the steps, by name.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Stage:
     held_out_curve: list[tuple[int, float]]
     images: list[bytes]
     notes: dict[str, str]
+    more: dict[str, Curve] = field(default_factory=dict)
 
 
 def render(title: str, stages: list[Stage], prompts: list[str], facts: dict[str, str]) -> str:
@@ -156,11 +160,12 @@ def _card(stage: Stage) -> str:
     trained = stage.curve or stage.held_out_curve
     chart = curve_svg(stage.curve, stage.held_out_curve, stage.title) if trained else '<p class="soft">Nothing was trained.</p>'
     notes = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(note)}</dd></div>" for name, note in stage.notes.items())
-    return f"<article>\n<h3>{escape(stage.title)}</h3>\n{chart}\n{f'<dl>{notes}</dl>' if notes else ''}\n</article>"
+    more = "\n".join(f"<h4>{escape(name)}</h4>\n{curve_svg(curve, [], stage.title, name)}" for name, curve in stage.more.items())
+    return f"<article>\n<h3>{escape(stage.title)}</h3>\n{chart}\n{f'<dl>{notes}</dl>' if notes else ''}\n{more}\n</article>"
 
 
-def curve_svg(curve: Curve, held_out: Curve, title: str) -> str:
-    """A loss chart as an inline SVG, drawn in the colours of the page around it.
+def curve_svg(curve: Curve, held_out: Curve, title: str, name: str = "loss") -> str:
+    """A chart of the loss, or of another number of that name, as an inline SVG, drawn in the colours of the page around it.
 
     The raw curve is faint under its running mean; held-out losses are dots on a line. The vertical range holds the held-out
     losses, the end of the running mean and all but the outermost 2% of the raw curve: a spike leaves the plot and does not
@@ -181,13 +186,52 @@ def curve_svg(curve: Curve, held_out: Curve, title: str) -> str:
     )
     width = PLOT_WIDTH + 2 * DOT  # room for the dots at both ends
     warning = f'<text class="alarm" x="{CHART_WIDTH - RIGHT}" y="{TOP + 10}" text-anchor="end">{lost} non-finite</text>' if lost else ""
-    return f"""<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(_summary(title, smooth, held, lost))}">
-{_axes(horizontal, vertical)}
+    return f"""<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(_summary(title, name, smooth, held, lost))}">
+{_axes(horizontal, vertical, "step", name)}
 <svg x="{LEFT - DOT}" y="{TOP}" width="{width}" height="{PLOT_HEIGHT}" viewBox="{-DOT} 0 {width} {PLOT_HEIGHT}">
 {lines}
 </svg>
 {warning}
 </svg>"""
+
+
+def plot_svg(panels: Sequence[tuple[str, str, Mapping[str, Points]]]) -> str:
+    """Charts of measured points as one SVG file that needs no page around it, a panel below the other.
+
+    Args: panels, each the names of its axes, across and up, and the points of each thing by its name. A thing has one colour in all
+    panels; its points are joined by a line and have their standard errors. Points that are not finite are left out.
+    Raises: ValueError for panels without any point.
+    """
+    names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
+    colours = {name: f"hsl({360 * number // len(names)} 60% 45%)" for number, name in enumerate(names)}
+    drawn = [_panel(across, up, lines, colours) for across, up, lines in panels]
+    height = max(CHART_HEIGHT, KEY_LINE * (max(len(lines) for _, _, lines in panels) + 2))
+    placed = "\n".join(f'<g transform="translate(0 {height * number})">\n{panel}\n</g>' for number, panel in enumerate(drawn))
+    size = f'viewBox="0 0 {CHART_WIDTH + KEY_WIDTH} {height * len(drawn)}"'
+    style = STYLE[STYLE.index(":root") : STYLE.index("@media")] + "svg { background: var(--paper); font-family: sans-serif }\n"
+    style += "\n".join(line for line in STYLE.splitlines() if line.startswith("svg "))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">\n<style>{style}</style>\n{placed}\n</svg>\n'
+
+
+def _panel(across: str, up: str, lines: Mapping[str, Points], colours: Mapping[str, str]) -> str:
+    """One chart of `plot_svg`, with the names of its lines at its right."""
+    finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in lines.items()}
+    known = [point for points in finite.values() for point in points]
+    if not known:
+        raise ValueError(f"panels must have points, and {up!r} over {across!r} has none")
+    horizontal = _padded(min(x for x, _, _ in known), max(x for x, _, _ in known))
+    vertical = _padded(min(y - error for _, y, error in known), max(y + error for _, y, error in known))
+    parts = [_axes(horizontal, vertical, across, up)]
+    for number, (name, points) in enumerate(finite.items()):
+        ink = f'style="fill:{colours[name]};stroke:{colours[name]}"'
+        places = [(_place((x, y - e), horizontal, vertical), _place((x, y + e), horizontal, vertical)) for x, y, e in points]
+        at = [(LEFT + low[0], TOP + (low[1] + high[1]) / 2) for low, high in places]
+        parts.append(f'<polyline style="stroke:{colours[name]}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>')
+        parts += [f'<circle {ink} cx="{x:.1f}" cy="{y:.1f}" r="{DOT}"/>' for x, y in at]
+        parts += [f'<path {ink} d="M{LEFT + low[0]:.1f},{TOP + low[1]:.1f}V{TOP + high[1]:.1f}"/>' for low, high in places]
+        y = TOP + KEY_LINE * (number + 1)
+        parts.append(f'<circle {ink} cx="{CHART_WIDTH}" cy="{y - 4}" r="{DOT}"/><text x="{CHART_WIDTH + 8}" y="{y}">{escape(name)}</text>')
+    return "\n".join(parts)
 
 
 def _line(places: list[tuple[float, float]], kind: str) -> str:
@@ -235,7 +279,8 @@ def _place(point: tuple[float, float], horizontal: tuple[float, float], vertical
     return x * PLOT_WIDTH, (vertical[1] - loss) / (vertical[1] - vertical[0]) * PLOT_HEIGHT
 
 
-def _axes(horizontal: tuple[float, float], vertical: tuple[float, float]) -> str:
+def _axes(horizontal: tuple[float, float], vertical: tuple[float, float], across: str, up: str) -> str:
+    """Rules, ticks and the names of both axes; steps are whole numbers."""
     parts = []
     spacing = _tick_spacing(vertical, 5)
     for tick in _ticks(vertical, spacing):
@@ -243,16 +288,16 @@ def _axes(horizontal: tuple[float, float], vertical: tuple[float, float]) -> str
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{CHART_WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick_label(tick, spacing)}</text>')
     bottom = TOP + PLOT_HEIGHT
-    spacing = max(1.0, _tick_spacing(horizontal, 5))
+    spacing = max(1.0 if across == "step" else 0.0, _tick_spacing(horizontal, 5))
     for tick in _ticks(horizontal, spacing):
         x = LEFT + _place((tick, 0), horizontal, vertical)[0]
-        label = f"{tick / 1000:g}k" if tick and horizontal[1] >= 10_000 else f"{tick:.0f}"
+        label = f"{tick / 1000:g}k" if tick and horizontal[1] >= 10_000 else _tick_label(tick, spacing)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{label}</text>')
     parts.append(f'<path class="axis" d="M{LEFT},{TOP}V{bottom}H{CHART_WIDTH - RIGHT}"/>')
-    parts.append(f'<text class="soft" x="{LEFT + PLOT_WIDTH / 2}" y="{CHART_HEIGHT - 6}" text-anchor="middle">step</text>')
+    parts.append(f'<text class="soft" x="{LEFT + PLOT_WIDTH / 2}" y="{CHART_HEIGHT - 6}" text-anchor="middle">{escape(across)}</text>')
     middle = TOP + PLOT_HEIGHT / 2
-    parts.append(f'<text class="soft" x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">loss</text>')
+    parts.append(f'<text class="soft" x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">{escape(up)}</text>')
     return "\n".join(parts)
 
 
@@ -273,11 +318,11 @@ def _tick_label(tick: float, spacing: float) -> str:
     return f"{tick:.{decimals}f}" if decimals <= 4 and abs(tick) < 1e6 else f"{tick:.2e}"
 
 
-def _summary(title: str, smooth: Curve, held: Curve, lost: int) -> str:
+def _summary(title: str, measure: str, smooth: Curve, held: Curve, lost: int) -> str:
     """The chart in words, for those who do not see it."""
     parts = [
         f"{name} from {_number(curve[0][1])} at step {curve[0][0]} to {_number(curve[-1][1])} at step {curve[-1][0]}"
-        for name, curve in (("loss", smooth), ("held-out loss", held))
+        for name, curve in ((measure, smooth), (f"held-out {measure}", held))
         if curve
     ]
     if lost:
@@ -337,6 +382,7 @@ h1, h2 { font-family: "Iowan Old Style", Palatino, Georgia, serif; font-weight: 
 h1 { font-size: 2.2rem; margin: 0 0 1.25rem }
 h2 { font-size: 1.4rem; margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--rule) }
 h3 { font-size: 1rem; font-weight: 600; margin: 0 0 .5rem; overflow-wrap: anywhere }
+h4 { font-size: .87rem; font-weight: 500; margin: .75rem 0 .25rem; overflow-wrap: anywhere }
 code, .facts td { font: .86em/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace }
 table { border-collapse: collapse }
 th { font-weight: 500; text-align: left }

@@ -4,7 +4,7 @@ What there is to know of a student is what its teacher does with the same calls,
 drawn from the noise of the student's pictures, so that a picture can be compared with the one that it imitates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def evaluate(
     pictures: a file for the first picture of some prompts, a row for each sampler in the order of "rows", all from the same noise.
     """
     protocol = protocol or Protocol()
-    asked = [p for task in worlds.TASKS for p in worlds.prompts(task, protocol.prompts, "train", protocol.seed)]
+    asked = prompts(protocol)
     own = student.config.sampling
     theirs = teacher.config.sampling.replace(size=own.size)
     samplers = {"teacher": (teacher, theirs), "reference": (teacher, theirs.replace(solver="heun", steps=protocol.reference))}
@@ -70,8 +70,8 @@ def evaluate(
     if pictures is not None:
         shown = [images[:: protocol.pictures][:: max(1, len(asked) // SHOWN)] for images in drawn.values()]
         grid(torch.cat(shown), columns=len(shown[0]), scale=2).save(pictures)
-    prompts = [prompt for prompt in asked for _ in range(protocol.pictures)]
-    found = {name: measures(images, drawn["reference"], prompts) for name, images in drawn.items()}
+    repeated = [prompt for prompt in asked for _ in range(protocol.pictures)]
+    found = {name: measures(images, drawn["reference"], repeated) for name, images in drawn.items()}
     return {
         "suite": "students",
         "protocol": asdict(protocol) | {"student": own.to_data(), "teacher": theirs.to_data()},
@@ -86,13 +86,47 @@ def evaluate(
     }
 
 
-def measures(images: Tensor, reference: Tensor, prompts: list[str]) -> dict[str, float]:
+class Beside:
+    """A teacher's pictures, drawn once, for a student to be compared with as often as one likes: while it learns, or at many settings.
+
+    size: of the pictures. sampling: the teacher's. found: `measures` of what it draws so. shown: that of other prompts, one picture each
+    with seeds 0, 1, ..., as previews have them.
+    """
+
+    def __init__(self, teacher: Pipeline, protocol: Protocol, size: int | tuple[int, int], shown: Sequence[str] = ()) -> None:
+        self.protocol, self.asked = protocol, prompts(protocol)
+        self.sampling = teacher.config.sampling.replace(size=size)
+        self.reference = self._drawn(teacher, self.sampling.replace(solver="heun", steps=protocol.reference))
+        self.found = self.measures(teacher, self.sampling)
+        self.shown = teacher(shown, settings=self.sampling) if shown else None
+
+    def measures(self, pipeline: Pipeline, settings: Sampling) -> dict[str, float]:
+        """`measures` of what a pipeline draws from the same noise."""
+        images = self._drawn(pipeline, settings)
+        return measures(images, self.reference, [prompt for prompt in self.asked for _ in range(self.protocol.pictures)])
+
+    def evaluate(self, student: Pipeline) -> dict[str, Any]:
+        """What a student is as it samples: its `measures`, and gap, how much higher the teacher's score is."""
+        found = self.measures(student, student.config.sampling)
+        asked = asdict(self.protocol) | {"student": student.config.sampling.to_data(), "teacher": self.sampling.to_data()}
+        return {"suite": "students", "protocol": asked, **found, "gap": self.found["score"] - found["score"], "teacher": self.found}
+
+    def _drawn(self, pipeline: Pipeline, settings: Sampling) -> Tensor:
+        return pipeline(self.asked, self.protocol.pictures, seed=self.protocol.seed, settings=settings)
+
+
+def prompts(protocol: Protocol) -> list[str]:
+    """What is asked, task by task."""
+    return [p for task in worlds.TASKS for p in worlds.prompts(task, protocol.prompts, "train", protocol.seed)]
+
+
+def measures(images: Tensor, reference: Tensor, asked: list[str]) -> dict[str, float]:
     """Pictures (B, 3, H, W) of B prompts beside those of the same noise that they imitate."""
     return {
-        "score": float(judge.score(images, prompts).float().mean()),
+        "score": float(judge.score(images, asked).float().mean()),
         "distance": float((images - reference).square().mean().sqrt()),
         "detail": fine_power(images) / fine_power(reference),
-        "diversity": diversity(images, prompts),
+        "diversity": diversity(images, asked),
     }
 
 

@@ -7,7 +7,8 @@ With f(x, t) = x - t v(x, t), which satisfies f(x, 0) = x by itself, and two nei
 Where we differ: the target's weights are the student's moving average that the Trainer keeps no matter what; `segments`
 splits [0, 1] as multistep consistency models do (Heek et al. 2024), so that a student of `segments` calls is only asked
 to be consistent within each of its own steps and runs them with `euler`. One segment is the original, sampled with the
-`consistency` solver. d is the pseudo-Huber distance of iCT (Song & Dhariwal 2023, eq. 7).
+`consistency` solver. d is the pseudo-Huber distance of iCT. `methods.lcm` has the variant of Luo et al., `methods.consistency_training`
+the one without a teacher.
 """
 
 import copy
@@ -20,6 +21,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
 from mezzotint.flow.time import shift
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.teacher import follow
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
 
@@ -70,8 +72,7 @@ class Consistency(Method):
             target = torch.where(like(s == end, x0), x_s, jump)
         difference = self._to_end(self.student, batch.prompts, x_t, t, end) - target
         # A jump of length t - end scales its error with it: measured as a velocity, all jumps weigh alike.
-        squared = (difference / like(t - end, x0)).square().flatten(1).mean(1)
-        loss = (squared + config.huber**2).sqrt() - config.huber
+        loss = pseudo_huber(difference / like(t - end, x0), config.huber)
         return loss.mean(), {"t": t, "loss": loss.detach()}
 
     def _teacher_step(self, prompts: list[str], x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -84,7 +85,13 @@ class Consistency(Method):
         """One straight jump from t to the end of its segment."""
         return x + like(end - t, x) * pipeline.velocity(x, t, pipeline.encode(prompts))
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
-        target, student = self.pipeline("target"), self.student
-        torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - self.config.decay)
+        follow(self.pipeline("target"), self.student, self.config.decay)
+
+
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    """(B,) pseudo-Huber distances (Song & Dhariwal 2023, eq. 7) of a difference (B, ...): its root mean square r as sqrt(r^2 + c^2) - c.
+
+    Theirs is of the sum of squares; for theirs c is ours times the root of the number of elements.
+    """
+    return (difference.square().flatten(1).mean(1) + c**2).sqrt() - c

@@ -59,7 +59,12 @@ class GuidanceDistill(Method):
 
 
 def guided_by(pipeline: Pipeline, cond: Cond, scale: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """The velocity under classifier-free guidance by a scale (B,) for every sample, both branches in one network call."""
+    """The velocity under classifier-free guidance by a scale (B,) for every sample, both branches in one network call.
+
+    A network that was distilled with guidance is told the scales instead.
+    """
+    if pipeline.config.denoiser.distilled:
+        return pipeline.velocity(x, t, replace(cond, guidance=scale))
     pair = Cond.cat([cond, pipeline.null(cond)])
     v_c, v_u = pipeline.velocity(torch.cat([x, x]), torch.cat([t, t]), pair).chunk(2)
     return v_u + like(scale, x) * (v_c - v_u)

@@ -15,19 +15,17 @@ Where we differ: heads see single tokens instead of neighbourhoods; all times of
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
-from mezzotint.flow.path import from_velocity, interpolate
+from mezzotint.flow.path import interpolate
 from mezzotint.flow.time import TimeDensity
+from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.teacher import block_features, teacher_of
 from mezzotint.models.embed import TimeEmbedding
 from mezzotint.pipeline import Pipeline
-
-HIDDEN = 64  # width of the heads
 
 
 @dataclass
@@ -47,33 +45,20 @@ class LADDConfig(MethodConfig, kind="ladd"):
 
 
 class Critic(nn.Module):
-    """Tokens of every block, list of (B, N, D), at time t (B,) with a pooled text (B, P) -> logits (B, tokens of all blocks).
+    """Tokens of every block, list of (B, N, D), at time t (B,) with a pooled text (B, P) -> logits and slopes (`Heads`).
 
-    widths: D of every block. Each logit sees its own token only.
+    widths: D of every block.
     """
 
     def __init__(self, widths: list[int], pooled: int) -> None:
         super().__init__()
-        self.inner = nn.ModuleList(nn.Linear(width, HIDDEN) for width in widths)
-        self.outer = nn.ModuleList(nn.Linear(HIDDEN, 1) for _ in widths)
+        self.heads = Heads(widths)
         self.embed_time = TimeEmbedding(HIDDEN)
         self.embed_pooled = nn.Linear(pooled, HIDDEN)
 
-    def forward(self, features: list[Tensor], t: Tensor, pooled: Tensor) -> Tensor:
-        c = (self.embed_time(t) + self.embed_pooled(pooled))[:, None]
-        heads = zip(self.inner, self.outer, features, strict=True)
-        return torch.cat([outer(F.silu(inner(F.layer_norm(f, f.shape[-1:])) + c))[..., 0] for inner, outer, f in heads], dim=1)
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """(B,) the critic's loss from logits (B, N) of real and of fake samples; zero where they are beyond 1 and -1."""
-    return F.relu(1 - real).mean(1) + F.relu(1 + fake).mean(1)
-
-
-def gradient_penalty(logits: Tensor, features: list[Tensor]) -> Tensor:
-    """R1 (Mescheder et al. 2018, eq. 9): (B,) squared gradients of logits (B, N) by the tokens that they see, averaged over logits."""
-    gradients = torch.autograd.grad(logits.sum(), features, create_graph=True)
-    return torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0) / logits.shape[1]
+    def forward(self, features: list[Tensor], t: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        read: tuple[Tensor, Tensor] = self.heads(features, self.embed_time(t) + self.embed_pooled(pooled))
+        return read
 
 
 class LADD(Method):
@@ -102,27 +87,24 @@ class LADD(Method):
         with torch.no_grad():
             x = self._drawn(x0, batch.prompts)
         fake, _ = self._judged(x, eps, t, batch.prompts)
-        real, features = self._judged(x0, eps, t, batch.prompts)
-        penalty = gradient_penalty(real, features)
+        real, slopes = self._judged(x0, eps, t, batch.prompts)
+        penalty = slopes.mean(1)
         loss = hinge(real, fake) + self.config.r1 * penalty
-        right = ((real > 0).float().mean(1) + (fake < 0).float().mean(1)) / 2
-        return loss.mean(), {"t": t, "loss": loss.detach(), "accuracy": right, "penalty": penalty.detach()}
+        return loss.mean(), {"t": t, "loss": loss.detach(), "accuracy": accuracy(real, fake), "penalty": penalty.detach()}
 
     def _drawn(self, x0: Tensor, prompts: list[str]) -> Tensor:
-        """One jump of the student to data, from x0 noised to one of its times."""
-        times = self.student.config.path.times(self.config.steps, self.config.shift)
-        t = times[torch.randperm(len(x0)) % self.config.steps]
-        x_t = interpolate(x0, torch.randn_like(x0), t)
-        return from_velocity(self.student.velocity(x_t, t, self.student.encode(prompts)), "data", x_t, t)
+        """One jump of the student to data."""
+        x, _ = jumped(self.student, x0, prompts, self.config.steps, self.config.shift)
+        return x
 
-    def _judged(self, x: Tensor, eps: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, list[Tensor]]:
-        """The critic's logits of x, and the features they are of; these have gradients to x, or start one where x has none."""
-        teacher, critic = self.pipeline("teacher"), self.roles["critic"].module
+    def _judged(self, x: Tensor, eps: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """The critic's logits of x, with gradients to x, and their slopes."""
+        teacher = self.pipeline("teacher")
         cond = teacher.encode(prompts)
-        features = block_features(teacher, interpolate(x, eps, t), t, cond)
-        if not x.requires_grad:
-            features = [f.detach().requires_grad_() for f in features]
-        return critic(features, t, cond.pooled), features
+        judged: tuple[Tensor, Tensor] = self.roles["critic"].module(
+            block_features(teacher, interpolate(x, eps, t), t, cond), t, cond.pooled
+        )
+        return judged
 
 
 @torch.no_grad()

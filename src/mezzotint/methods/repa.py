@@ -45,9 +45,14 @@ class VisionConfig(config.Config, ABC, kind="vision"):
 
 
 class Vision(nn.Module, ABC):
-    """Pictures (B, 3, H, W) in [-1, 1] and a grid (r, c) -> features (B, E, r, c) float32. width: E."""
+    """Pictures (B, 3, H, W) in [-1, 1] and a grid (r, c) -> features (B, E, r, c) float32. width: E. network: what has the blocks."""
 
     width: int
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network whose blocks make the features."""
 
     @abstractmethod
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -78,6 +83,11 @@ class Transformers(Vision):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.width, self.patch = model.config.hidden_size, model.config.patch_size
+
+    @property
+    def network(self) -> nn.Module:
+        module: nn.Module = self.model
+        return module
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         times = max(1, math.ceil(LEAST / min(grid)))
@@ -111,6 +121,10 @@ class Own(Vision):
         super().__init__()
         self.pipeline, self.layer = pipeline.requires_grad_(False).eval(), config.layer
         self.width = hidden_width(pipeline, config.layer)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.pipeline.denoiser
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         x0 = self.pipeline.codec.encode(images)

@@ -1,6 +1,7 @@
 """What distillation asks of a network that is not trained: that it fits its student, and what its blocks say of a picture."""
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from mezzotint.errors import UserError
 from mezzotint.models import Cond
-from mezzotint.models.denoiser import Told, tell
+from mezzotint.models.denoiser import Told, blocks, tell
 from mezzotint.pipeline import Pipeline, load
 
 
@@ -46,8 +47,19 @@ def told_copy(pipeline: Pipeline, what: Told) -> Pipeline:
     return student
 
 
+@torch.no_grad()
+def follow(target: nn.Module, student: nn.Module, decay: float) -> None:
+    """Move a target's weights towards the student's: a moving average of that decay."""
+    torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
+
+
 def block_features(pipeline: Pipeline, x: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
-    """What every block of the network says at (x, t): tokens (B, N, D) each, with gradients back to x.
+    """What every block of the network says at (x, t): tokens (B, N, D) each, with gradients back to x."""
+    return answers(blocks(pipeline.denoiser), lambda: pipeline.velocity(x, t, cond))
+
+
+def answers(parts: Sequence[nn.Module], run: Callable[[], Tensor]) -> list[Tensor]:
+    """What each of these parts of a network says while it runs: tokens (B, N, D).
 
     Of a block with two streams, the image's; places of a map are tokens.
     """
@@ -57,10 +69,12 @@ def block_features(pipeline: Pipeline, x: Tensor, t: Tensor, cond: Cond) -> list
         features = output if isinstance(output, Tensor) else output[0]
         found.append(features.flatten(2).mT if features.ndim == 4 else features)
 
-    handles = [block.register_forward_hook(keep) for block in pipeline.denoiser.blocks]  # type: ignore[union-attr]
+    handles = [part.register_forward_hook(keep) for part in parts]
     try:
-        pipeline.velocity(x, t, cond)
+        end = run()
     finally:
         for handle in handles:
             handle.remove()
+    if end.requires_grad:  # a network that is sharded gathers its weights for the gradient when that comes by its output
+        found[-1] = found[-1] + 0 * end.mean()
     return found

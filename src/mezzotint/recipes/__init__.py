@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import curriculum, distil, enhance, lifecycle, personal, post, repa, reward, tiny
+from mezzotint.recipes import consistent, curriculum, distil, enhance, lifecycle, personal, post, repa, reward, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -22,7 +22,11 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.instaflow": distil.instaflow,
     "tiny.meanflow": distil.meanflow,
     "tiny.ladd": distil.ladd,
+    "tiny.add": distil.add,
     "tiny.scm": distil.scm,
+    "tiny.lcm": consistent.lcm,
+    "tiny.lcm_lora": consistent.lcm_lora,
+    "tiny.consistency_training": consistent.consistency_training,
     "tiny.reward": reward.reward,
     "tiny.grpo": reward.grpo,
     "tiny.dance_grpo": reward.dance_grpo,

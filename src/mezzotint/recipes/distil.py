@@ -3,45 +3,50 @@
 from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.flow.time import TimeDensity
+from mezzotint.methods.add import ADDConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig
 from mezzotint.methods.ladd import LADDConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.progressive import ProgressiveConfig
 from mezzotint.methods.reflow import ReflowConfig
+from mezzotint.methods.repa import OwnConfig
 from mezzotint.methods.scm import SCMConfig
-from mezzotint.recipes.post import continued
+from mezzotint.recipes.post import continued, watched
 from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.trainer import RunConfig
 
 GUIDANCE = worlds().pipeline.sampling.guidance  # of the teachers
 
 
-def _student(size: SizeName, share: float, lr: float, method: MethodConfig, **sampling: object) -> RunConfig:
-    """Distillation on the preferred look, as in the speedrun; the student draws as its teacher but for `sampling`."""
+def student(size: SizeName, share: float, lr: float, method: MethodConfig, patience: int = 4, **sampling: object) -> RunConfig:
+    """Distillation on the preferred look, as in the speedrun; the student draws as its teacher but for `sampling`.
+
+    patience: evaluations without a better one after which it ends.
+    """
     config = continued(size, share, lr)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     config.method = method
     config.pipeline.sampling = config.pipeline.sampling.replace(**sampling)
-    return config
+    return watched(config, size, patience)
 
 
 def guidance_distill(size: SizeName = "s") -> RunConfig:
     """A student that is told the guidance scale; it draws as its teacher, with half the work."""
-    return _student(size, 0.1, 5e-4, GuidanceDistillConfig(largest=4.0, level=0.3, times=TimeDensity(mean=1.2, uniform=0.1)))
+    return student(size, 0.1, 5e-4, GuidanceDistillConfig(largest=4.0, level=0.3, times=TimeDensity(mean=1.2, uniform=0.1)))
 
 
 def progressive(size: SizeName = "s") -> RunConfig:
     """Students of 16, 8 and 4 steps; the first folds the guidance in."""
     method = ProgressiveConfig(guidance=GUIDANCE, shift=2.0)
-    config = _student(size, 0.15, 1e-3, method, solver="euler", steps=4, guidance=1.0, shift=2.0)
+    config = student(size, 0.15, 1e-3, method, patience=0, solver="euler", steps=4, guidance=1.0, shift=2.0)
     config.method = method.replace(stage=config.train.steps // 3)
     return config
 
 
 def reflow(size: SizeName = "s") -> RunConfig:
     """One reflow on pairs of the teacher (``--data.teacher``, what ``--init`` is), guided."""
-    config = _student(size, 0.2, 1e-3, ReflowConfig(level=0.3), solver="euler", steps=4, guidance=1.0, shift=1.0)
+    config = student(size, 0.2, 1e-3, ReflowConfig(level=0.3), solver="euler", steps=4, guidance=1.0, shift=1.0)
     teacher = worlds(size).pipeline.sampling.replace(solver="heun", steps=15, shift=1.0)
     captions = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     config.data = PairsConfig(folder=f"runs/pairs-{size}", number=64 if size == "xs" else 8192, sampling=teacher, captions=captions)
@@ -62,19 +67,25 @@ def instaflow(size: SizeName = "s") -> RunConfig:
 def meanflow(size: SizeName = "s") -> RunConfig:
     """Mean velocities of the guided teacher, for one to four steps; the network's time embedding is too fast for the exact rate."""
     method = MeanFlowConfig(guidance=GUIDANCE, difference=0.02, times=TimeDensity(mean=0.8, uniform=0.1))
-    return _student(size, 0.2, 1e-3, method, solver="euler", steps=4, guidance=1.0, shift=2.0)
+    return student(size, 0.2, 1e-3, method, solver="euler", steps=4, guidance=1.0, shift=2.0)
 
 
 def ladd(size: SizeName = "s") -> RunConfig:
     """Four steps, adversarial, in the features of the teacher."""
-    return _student(
+    return student(
         size, 0.1, 1e-3, LADDConfig(steps=4, shift=2.0, times=TimeDensity()), solver="consistency", steps=4, guidance=1.0, shift=2.0
     )
+
+
+def add(size: SizeName = "s") -> RunConfig:
+    """Four steps, adversarial, in the features of the packaged model, which knows the answer; another encoder's are for other data."""
+    method = ADDConfig(OwnConfig(), steps=4, shift=2.0, guidance=GUIDANCE)
+    return student(size, 0.1, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=2.0)
 
 
 def scm(size: SizeName = "s") -> RunConfig:
     """Four steps, consistent in continuous time; the rate by differences as in `meanflow`."""
     method = SCMConfig(guidance=GUIDANCE, difference=0.02, times=TimeDensity(mean=0.8, std=1.4))
-    config = _student(size, 0.1, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=1.5)
+    config = student(size, 0.1, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=1.5)
     config.method = method.replace(warmup=config.train.steps // 4)
     return config

@@ -5,6 +5,7 @@ from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.recipes.tiny import SizeName, worlds
+from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.trainer import RunConfig
 
@@ -15,6 +16,16 @@ def continued(size: SizeName, share: float, lr: float) -> RunConfig:
     steps = max(4, round(config.train.steps * share))
     config.optim = OptimConfig(lr=lr, warmup=steps // 10, average=0.99)
     config.train = config.train.replace(steps=steps, log=max(1, steps // 60), evaluate=max(1, steps // 4), preview=max(1, steps // 2))
+    return config
+
+
+def watched(config: RunConfig, size: SizeName, patience: int = 4) -> RunConfig:
+    """A student that is compared with what it starts from: its best weights are kept, and it ends when it no longer gets better.
+
+    patience: see `EvaluationConfig`; 0 for students whose task changes on the way. The smallest size is too short to have any.
+    """
+    every, pictures, patience = (2, 1, 0) if size == "xs" else (10, 20, patience)
+    config.evaluation = EvaluationConfig("students", max(1, config.train.steps // every), pictures, best="score", patience=patience)
     return config
 
 
@@ -40,7 +51,7 @@ def consistency(size: SizeName = "s") -> RunConfig:
     teacher = config.pipeline.sampling
     config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, segments=1, shift=3.0)
     config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=1.5)
-    return config
+    return watched(config, size)
 
 
 def dmd(size: SizeName = "s") -> RunConfig:
@@ -50,4 +61,4 @@ def dmd(size: SizeName = "s") -> RunConfig:
     teacher = config.pipeline.sampling
     config.method = DMDConfig(guidance=teacher.guidance, critic_turns=2, level=0.3)
     config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=3.0)
-    return config
+    return watched(config, size)

@@ -4,14 +4,16 @@ All ranks compute it together, since they share the weights, and come to the sam
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mezzotint.evals.report import Stage, render
+from mezzotint.evals.report import Curve, Stage, render
+from mezzotint.evals.students import Beside
 from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline
 from mezzotint.train.evaluation import Best, find, keep
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from mezzotint.train.trainer import Trainer
 
 LOG_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
+# What a line of the log has beside what the method told.
+LOGGED = ("loss", "grad_norm", "lr", "seconds", "images_per_second", "loader_wait", "matmul_share", "memory_gb")
 
 
 class Chores:
@@ -37,14 +41,23 @@ class Chores:
         self.by_time = LossByTime()
         self.best = Best()
         self.norms: dict[str, Norms] = {}
-        self.drawn: list[bytes] = []
+        self.drawn: dict[str, list[bytes]] = {}  # the newest previews: of the student, and of whom it is shown beside
         self.note = ""
+        self.config.evaluation.compared_with(self.config.init)
 
     @property
     def enough(self) -> bool:
         """Whether training ends early, for want of better evaluations."""
         patience = self.config.evaluation.patience
         return patience > 0 and self.best.waited >= patience
+
+    @cached_property
+    def beside(self) -> Beside | None:
+        """What the suite "students" compares with: drawn when it is first needed, and again after a stop."""
+        evaluation = self.config.evaluation
+        if evaluation.suite != "students":
+            return None
+        return evaluation.beside(self.config.init, self.trainer.pipeline, self.config.train.preview_prompts)
 
     def open(self) -> None:
         """Start or go on writing at the trainer's step."""
@@ -148,7 +161,7 @@ class Chores:
         """A suite of `evals`; its numbers are those of an offline evaluation of the same weights."""
         evaluation = self.config.evaluation
         start = time.perf_counter()
-        result = evaluation.measure(self.trainer.pipeline, self.trainer.source)
+        result = evaluation.measure(self.trainer.pipeline, self.trainer.source, self.beside)
         self.write(evaluation=result, evaluation_seconds=round(time.perf_counter() - start, 3))
         if evaluation.best and evaluation.best != "held_out":
             self._compare(find(result, evaluation.best))
@@ -166,15 +179,26 @@ class Chores:
     def _preview(self) -> None:
         """Draw the preview prompts through the pipeline, as `sample` does with the same prompts and seed 0."""
         folder = self.trainer.folder / "previews"
-        images = self.trainer.pipeline(self.config.train.preview_prompts)
+        images, others = self.trainer.pipeline(self.config.train.preview_prompts), self._others()
         if not self.trainer.ranks.main:
             return
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{self.trainer.step:08d}.png"
         grid(images, columns=min(8, len(images))).save(path)
-        self.drawn = [png_bytes(image) for image in images]
+        self.drawn = {who: _pngs(shown) for who, shown in {"student": images, **others}.items()}
         if self.tracker is not None:
             self.tracker.picture(self.trainer.step, path)
+
+    def _others(self) -> dict[str, Tensor]:
+        """The preview prompts drawn, from the noise of the student's, by its teacher, and by a critic that is a pipeline (fake score)."""
+        if self.beside is None or self.beside.shown is None:
+            return {}
+        roles = self.trainer.method.roles
+        critic = roles["critic"].module if "critic" in roles else None
+        if not isinstance(critic, Pipeline):
+            return {"teacher": self.beside.shown}
+        settings = self.beside.sampling.replace(guidance=1.0)
+        return {"teacher": self.beside.shown, "critic": critic(self.config.train.preview_prompts, settings=settings)}
 
     def _report(self) -> None:
         """The page of the run as it stands."""
@@ -191,10 +215,17 @@ class Chores:
             scores=scores,
             curve=[(line["step"], line["loss"]) for line in lines if "loss" in line],
             held_out_curve=[(line["step"], line["held_out"]) for line in lines if "held_out" in line],
-            images=self.drawn,
+            images=self.drawn.get("student", []),
             notes={"training": f"{self.trainer.seconds:.0f} s", "last step": self.note, **place, **best},
+            more=_curves(lines),
         )
-        _replace(folder / REPORT_FILE, render(f"Run {folder.name}", [stage], prompts, {"folder": str(folder)}))
+        found = {} if self.beside is None else {"teacher": self.beside.found}
+        others = [
+            Stage(who, who, found.get(who, {}), [(line["step"], line[key]) for line in lines if key in line], [], images, {})
+            for who, images in self.drawn.items()
+            if (key := f"{who}.loss") != "student.loss"
+        ]
+        _replace(folder / REPORT_FILE, render(f"Run {folder.name}", [stage, *others], prompts, {"folder": str(folder)}))
 
     def state(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -204,6 +235,23 @@ class Chores:
         """The inverse of `state`."""
         self.best = Best(**state["best"])
         self.by_time.restore(state["by_time"], self.trainer.ranks.device)
+
+
+def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """What the method and the evaluations told beside the loss, over the steps, wherever there are two numbers or more."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        told = (
+            {name: value for name, value in line.items() if name not in LOGGED and not name.endswith(".grad_norm")} if "lr" in line else {}
+        )
+        for name, value in {**told, **line.get("evaluation", {})}.items():
+            if isinstance(value, float):
+                curves.setdefault(name, []).append((line["step"], value))
+    return {name: curve for name, curve in curves.items() if len(curve) > 1}
+
+
+def _pngs(images: Tensor) -> list[bytes]:
+    return [png_bytes(image) for image in images]
 
 
 def _short(value: float) -> float:

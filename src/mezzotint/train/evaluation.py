@@ -1,7 +1,7 @@
 """Evaluation while training: which numbers, how often, which of them decides what is best, and when it is enough."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from mezzotint import config
 from mezzotint.data.batch import Source
 from mezzotint.errors import UserError
-from mezzotint.evals import images, worlds
-from mezzotint.pipeline import Pipeline
+from mezzotint.evals import images, students, worlds
+from mezzotint.pipeline import Pipeline, load
 
-LESS_IS_BETTER = ("held_out", "fd_", "kd_", "seconds_")
+LESS_IS_BETTER = ("held_out", "fd_", "kd_", "seconds_", "distance", "gap")
+SEED = 2_000_000  # of a student's evaluations: what decides which weights are kept is not what measures them in the end
 
 
 @dataclass
@@ -22,21 +23,39 @@ class EvaluationConfig(config.Config, kind="evaluation"):
     """suite: of `evals`, run every `every` steps and at the end, besides the held-out loss; pictures: of it, a task or in all.
 
     best: the number that decides which weights are kept as `export-best`: "held_out", or one of the suite's, as in "score"; empty: none.
-    patience: evaluations in a row without a better one after which training ends; 0: it does not.
+    patience: evaluations in a row without a better one after which training ends; 0: it does not. teacher: with whose pictures the suite
+    "students" compares, those of what the run starts from unless given.
     """
 
-    suite: Literal["", "worlds", "images"] = ""
+    suite: Literal["", "worlds", "images", "students"] = ""
     every: int = 1000
     pictures: int = 20
     best: str = "held_out"
     patience: int = 0
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         if self.patience and not self.best:
             raise ValueError("patience needs a number to wait for: evaluation.best must not be empty")
 
-    def measure(self, pipeline: Pipeline, source: Source) -> dict[str, Any]:
-        """All numbers of the suite, with its protocol: the same as the verb `eval` gives of the exported pipeline."""
+    def compared_with(self, init: str) -> str:
+        """The teacher of a run that starts from `init`, for `pipeline.load`; "" for other suites. UserError where there is none."""
+        if self.suite != "students":
+            return ""
+        if not (self.teacher or init):
+            remedy = "start from it (--init), name it (--evaluation.teacher), or evaluate otherwise (--evaluation.suite worlds)"
+            raise UserError(f"the suite students compares with a teacher, and this run has none; {remedy}")
+        return self.teacher or init
+
+    def beside(self, init: str, pipeline: Pipeline, shown: Sequence[str]) -> students.Beside:
+        """What the suite "students" compares a pipeline with."""
+        teacher = load(self.compared_with(init)).to(next(pipeline.parameters()).device)
+        return students.Beside(teacher, students.Protocol(self.pictures, pictures=2, seed=SEED), pipeline.config.sampling.size, shown)
+
+    def measure(self, pipeline: Pipeline, source: Source, beside: students.Beside | None) -> dict[str, Any]:
+        """All numbers of the suite, with its protocol: for "worlds" and "images" what the verb `eval` gives of the exported pipeline."""
+        if beside is not None:
+            return beside.evaluate(pipeline)
         suites: dict[str, Callable[[], dict[str, Any]]] = {
             "worlds": lambda: worlds.evaluate(pipeline, worlds.Protocol(self.pictures)),
             "images": lambda: images.evaluate(pipeline, source, images.Protocol(self.pictures)),
