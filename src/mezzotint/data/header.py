@@ -69,10 +69,14 @@ def read(path: str | os.PathLike[str], limit: int = LIMIT) -> bytes:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise UnusableError("no permission to read" if isinstance(error, PermissionError) else f"cannot be read: {error.strerror}") from None
+        raise _unreadable(error) from None
     if len(content) > limit:
         raise UnusableError(too_large(limit))
     return content
+
+
+def _unreadable(error: OSError) -> UnusableError:
+    return UnusableError("no permission to read" if isinstance(error, PermissionError) else f"cannot be read: {error.strerror}")
 
 
 def too_large(limit: int) -> str:
@@ -99,7 +103,7 @@ def _scan_one(path: str) -> Header:
         finally:
             os.close(file)
     except OSError as error:
-        raise UnusableError("no permission to read" if isinstance(error, PermissionError) else f"cannot be read: {error.strerror}") from None
+        raise _unreadable(error) from None
     return _plain(head) or header(read(path))
 
 
@@ -142,7 +146,7 @@ def _with_exif(found: Header, data: bytes, exif: bytes, end: int) -> Header | No
     for at in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, number = struct.unpack_from(f"{order}HHI", exif, at)
         if tag == ORIENTATION:
-            (orientation,) = struct.unpack_from(f"{order}{ {3: 'H', 4: 'I'}[kind]}", exif, at + 8)
+            (orientation,) = struct.unpack_from(f"{order}{ {3: 'H', 4: 'I'}[kind] }", exif, at + 8)
         elif tag == COPYRIGHT:
             (place,) = struct.unpack_from(f"{order}I", exif, at + 8)
             begin = at + 8 if number <= 4 else place
@@ -259,7 +263,7 @@ def _container(data: bytes) -> Header | None:
             return _mp4(data)
         if data[:4] == b"\x1a\x45\xdf\xa3":
             sizes = [dict(video) for video in _videos(data)]
-            return Header(*(sizes[0].get(key, 0) for key in (0xB0, 0xBA)), "WEBM") if sizes else Header(0, 0, "WEBM")
+            return Header(sizes[0].get(0xB0, 0), sizes[0].get(0xBA, 0), "WEBM") if sizes else Header(0, 0, "WEBM")
     except (IndexError, struct.error):
         return Header(0, 0, "MP4" if data[4:8] == b"ftyp" else "WEBM")
     return None

@@ -93,7 +93,7 @@ def _speakable(value: object) -> str | None:
 
 
 def folder(path: str) -> Iterator[Item | Bad]:
-    """Images and clips with captions in `name.txt` beside them, or in `metadata.jsonl` or `metadata.csv` with columns `file_name` and `text`.
+    """Images and clips with captions in `name.txt` beside them, or in columns `file_name` and `text` of `metadata.jsonl` or `metadata.csv`.
 
     More columns there, `url`, `licence` or `license`, and `opt_out`, say where an image is from and what may be done with it.
     """
@@ -155,10 +155,9 @@ class _Member(tarfile.TarInfo):
     """A member whose name cannot fill the memory: tarfile reads those of GNU and PAX whole, however long they say they are."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type not in tarfile.SUPPORTED_TYPES or self.type in _NAMING:
-            if self.size > LONGEST:
-                raise tarfile.ReadError(f"a name of {self.size:,} bytes")
-        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+        if self.type in _NAMING and self.size > LONGEST:
+            raise tarfile.ReadError(f"a name of {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 _NAMING = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -202,7 +201,7 @@ def _tar(path: Path, shard: str) -> Iterator[Item | Bad]:
     try:
         with tarfile.open(path, "r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which tarfile would keep, all of them
+                tar.members.clear()  # type: ignore[attr-defined]  # which tarfile would keep, all of them
                 key = _key(member.name)
                 if key != group.key:
                     yield from _grouped(group, shard)
@@ -211,11 +210,10 @@ def _tar(path: Path, shard: str) -> Iterator[Item | Bad]:
                     yield Bad(f"{shard}/{member.name}", "a second file of this name")
                 elif not member.isdir():
                     group.members[member.name] = _content(tar, member, LIMIT - group.size)
-            yield from _grouped(group, shard)
             rest = _rest(tar)
     except (tarfile.TarError, OSError, ValueError) as error:
-        yield from _grouped(group, shard)
         rest = str(error)
+    yield from _grouped(group, shard)
     if rest:
         yield Bad(shard, f"damaged tar: {rest}; what follows is lost")
 
