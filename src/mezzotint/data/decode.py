@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 1 << 26  # 64 megapixels, as cameras count them, are within it
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, of which the reader of a million files would hear too often
 
 
 class UnusableError(Exception):

@@ -20,7 +20,7 @@ from mezzotint.data.survey import SUFFIXES, Bad, Contents, survey
 CLIPS = (".mp4", ".m4v", ".mov", ".webm", ".mkv")
 HEAD = 1 << 16
 LIMIT = 1 << 28  # bytes of one file
-THREADS = 2  # more of them only wait for Python's lock where the disk does not
+THREADS = 4
 CHUNK = 256  # files that a thread takes at once
 ORIENTATION, COPYRIGHT = 0x0112, 0x8298  # EXIF's tags
 
@@ -126,7 +126,8 @@ def _by_pillow(content: bytes) -> Header:
         assert format in FORMATS
         exif = image.getexif()
         found = Header(image.width, image.height, format, str(exif.get(COPYRIGHT, "")).strip("\0 "))
-        return _turned(found, exif.get(ORIENTATION, 1))
+        upright = format == "TIFF" and image.size == (exif.get(257), exif.get(256))  # Pillow has turned its size already
+        return found if upright else _turned(found, exif.get(ORIENTATION, 1))
 
 
 def _turned(found: Header, orientation: int) -> Header:
