@@ -109,9 +109,8 @@ def _parquet_schema(path: Path) -> "pa.Schema":
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{str(path)!r} is no file of Parquet that can be read; fetch it again ({' '.join(str(error).split())[:100]})"
-        ) from None
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{str(path)!r} cannot be read as Parquet ({reason}); fetch it again or remove it") from None
 
 
 def _image_column(schema: "pa.Schema", name: str) -> str:
