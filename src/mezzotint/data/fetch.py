@@ -32,7 +32,8 @@ AGENT = "mezzotint"
 OPTED_OUT = {"noai", "noimageai"}
 # What may follow a colon in X-Robots-Tag though the word before it is no one's name.
 RULES = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
-ALSO_METADATA = {ipaddress.ip_address("168.63.129.16")}  # a cloud's metadata at an address that is not private
+# Not for the public, though some versions of Python take them for it: a cloud's metadata at an address like any other, then ranges.
+NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "fec0::/10")]
 TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 within IPv6 (NAT64)
 FILES = re.compile(r"(image|video)/|(application|binary)/octet-stream", re.IGNORECASE)
 CHUNK = 1 << 16
@@ -141,7 +142,9 @@ def is_public(address: Address) -> bool:
         hidden = address.ipv4_mapped or address.sixtofour or translated
         if hidden or address.teredo:
             return hidden is not None and is_public(hidden)
-    return address.is_global and not address.is_multicast and not address.is_reserved and address not in ALSO_METADATA
+    if address.is_multicast or address.is_reserved or any(address in network for network in NOT_PUBLIC):
+        return False
+    return address.is_global
 
 
 def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
