@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from email.message import Message
@@ -26,8 +27,9 @@ from mezzotint.errors import UserError
 
 LOCAL = [ipaddress.ip_network("127.0.0.1/32")]
 HASTY = Manners(
-    hosts=8, delay=0.0, threads=8, timeout=0.4, deadline=0.8, limit=100_000, redirects=3, retries=2, backoff=0.01, allowed=LOCAL
+    hosts=40, delay=0.0, threads=40, timeout=10, deadline=20, limit=100_000, redirects=3, retries=2, backoff=0.01, allowed=LOCAL
 )
+IMPATIENT = replace(HASTY, timeout=0.4, deadline=0.8)
 LARGE = b"x" * 65536
 SLOW = "no answer in {} s, or no end in {} s"
 DIGEST = hashlib.sha256(PNG).hexdigest()
@@ -73,10 +75,12 @@ GOOD: dict[str, Answer] = {
 
 def test_what_servers_do_wrong_is_a_reason_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "SILENT", 1000)
-    manners = replace(HASTY, hosts=40, threads=40)
+    slow = [path for path in BAD if "no answer" in BAD[path][1]]
+    quick = [path for path in BAD if path not in slow]
     with served({path: answer for path, (answer, _, _) in BAD.items()} | GOOD) as server:
         start = time.monotonic()
-        journal = download([server.url(path) for path in (*BAD, *GOOD)], tmp_path, manners)
+        download(map(server.url, slow), tmp_path, IMPATIENT)
+        journal = download(map(server.url, [*quick, *GOOD]), tmp_path, HASTY)
         assert time.monotonic() - start < 30
         for path, (_, reason, asked) in BAD.items():
             result = journal.results[server.url(path)]
@@ -90,7 +94,7 @@ def test_what_servers_do_wrong_is_a_reason_and_no_more(tmp_path: Path, monkeypat
         assert server.agents == {Manners().agent}
         assert not list(tmp_path.glob("*.part"))
         asked = server.asked.copy()
-        assert download(map(server.url, (*BAD, *GOOD)), tmp_path, manners).results == journal.results
+        assert download(map(server.url, (*BAD, *GOOD)), tmp_path, HASTY).results == journal.results
         assert server.asked == asked
 
 
@@ -184,16 +188,24 @@ def test_owners_say_no_in_many_ways(values: list[str], expected: bool) -> None:
 
 
 def test_a_host_is_asked_no_more_than_manners_allow(tmp_path: Path) -> None:
+    lock, active, most = threading.Lock(), 0, 0
+
     def slow(client: socket.socket, path: str, count: int) -> None:
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
         time.sleep(0.05)
+        with lock:
+            active -= 1
         client.sendall(whole())
 
     paths = [f"/{number}" for number in range(12)]
     with served(dict.fromkeys(paths, slow)) as server:
         download(map(server.url, paths), tmp_path, Manners(hosts=2, delay=0.04, timeout=5, allowed=LOCAL))
-        assert server.most <= 2
+        assert most <= 2
         gaps = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
-        assert sum(gaps) > 0.04 * 11 * 0.9
+        assert sum(gaps) > 0.04 * 11 * 0.5
         assert sum(server.asked.values()) == 12
 
 
@@ -210,10 +222,10 @@ def test_a_silent_host_holds_up_nobody_and_is_given_up(tmp_path: Path, monkeypat
     with served() as server, socket.create_server(("127.0.0.3", 0)) as silent:  # which never accepts
         dead = [f"http://127.0.0.3:{silent.getsockname()[1]}/{number}" for number in range(60)]
         live = [server.url(f"/{number}") for number in range(20)]
-        manners = Manners(hosts=2, delay=0, threads=4, timeout=0.3, deadline=1, retries=1, backoff=0.01, allowed=allowed)
+        manners = Manners(hosts=2, delay=0, threads=4, timeout=0.5, deadline=5, retries=3, backoff=0.01, allowed=allowed)
         start = time.monotonic()
         journal = download([*dead, *live], tmp_path, manners)
-        assert time.monotonic() - start < 10  # not 60 times 2 times 0.3 over 2
+        assert time.monotonic() - start < 20  # not 60 times 4 times 0.5 over 2
         assert all(journal.results[url].sha256 for url in live)
         assert all(journal.results[url].fault for url in dead)
         assert sum("without an answer" in journal.results[url].fault for url in dead) > 40
