@@ -193,7 +193,8 @@ def test_kinds_of_sources_are_recognised(heap: Path, tmp_path: Path) -> None:
             recognise(str(wrong))
 
 
-def test_what_cannot_be_ingested_is_one_line_and_leaves_nothing(heap: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_ingested_is_one_line_and_leaves_nothing(heap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingests, "ROWS", 1)
     (tmp_path / "empty").mkdir()
     pq.write_table(pa.table({"image": [FILES["a.png"]]}), tmp_path / "empty" / "a.parquet")
     pq.write_table(pa.table({"image": [1]}), tmp_path / "empty" / "b.parquet")

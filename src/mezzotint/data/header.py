@@ -54,7 +54,7 @@ def moves(content: bytes, format: str) -> bool:
 
 
 def scan(folder: str) -> Iterator[tuple[str, Header | Bad]]:
-    """Every image and clip of a folder with its header, in the order of names, without reading more of a file than its head."""
+    """Every image and clip of a folder with its header, in the order of names. No more of a file is read than its head, if that tells."""
     contents = survey(folder)
     names = sorted(name for name in contents.files if name.lower().endswith((*SUFFIXES, *CLIPS)) or name in contents.captions)
     chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
@@ -67,12 +67,12 @@ def read(path: str | os.PathLike[str], limit: int = LIMIT) -> bytes:
     """A file, if it is not larger than `limit`."""
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise UnusableError(too_large(limit))
+            return file.read(size)
     except OSError as error:
         raise _unreadable(error) from None
-    if len(content) > limit:
-        raise UnusableError(too_large(limit))
-    return content
 
 
 def _unreadable(error: OSError) -> UnusableError:

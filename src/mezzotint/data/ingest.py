@@ -183,6 +183,8 @@ def _workplace(out: str | Path) -> Iterator[Path]:
         raise UserError(f"{str(work)!r} cannot be written, {error.strerror}; choose another place with --out") from None
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(folder), os.stat(work)):
+            raise BlockingIOError  # the folder was that of a run which ended just now
     except OSError:
         os.close(folder)
         raise UserError(f"another run is at work on {str(out)!r}; wait until it has ended") from None
@@ -190,9 +192,12 @@ def _workplace(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(work / "table", ignore_errors=True)  # of a run that was killed
         yield work
         shutil.rmtree(work)
-    finally:
+    except BaseException:
+        shutil.rmtree(work / "table", ignore_errors=True)
         with suppress(OSError):
-            work.rmdir()  # if nothing is in it
+            work.rmdir()  # if nothing was fetched
+        raise
+    finally:
         os.close(folder)
 
 

@@ -54,9 +54,10 @@ class Item:
     @property
     def size(self) -> int:
         """Of the content, in bytes."""
-        if isinstance(self.content, Path):
-            return os.stat(self.content).st_size if os.path.exists(self.content) else 0
-        return len(self.content or b"")
+        try:
+            return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content or b"")
+        except OSError:  # which its reader will be told
+            return 0
 
 
 Reader = Callable[[str], Iterator[Item | Bad]]
