@@ -1,6 +1,7 @@
 """The downloader is polite, trusts nobody, and asks for nothing twice."""
 
 import hashlib
+import io
 import ipaddress
 import json
 import shutil
@@ -323,3 +324,12 @@ def test_a_full_disk_is_not_the_servers_fault(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(UserError, match="No space left on device; make room"):
             fetch(server.url("/a"), tmp_path / "a", HASTY)
         assert not (tmp_path / "a").exists()
+
+
+def test_a_disk_that_takes_a_part_is_full(tmp_path: Path) -> None:
+    class Nearly(io.FileIO):
+        def write(self, data: object, /) -> int:
+            return 2
+
+    with Nearly(tmp_path / "a", "w") as file, pytest.raises(OSError, match="No space left"):
+        fetches.write(file, b"abc")

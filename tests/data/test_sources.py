@@ -31,7 +31,7 @@ def split(found: list[Item | Bad]) -> tuple[dict[str, Item], dict[str, str]]:
         ({"text": " a "}, Notes(("a",))),
         ({"TEXT": "a", "URL": "http://a", "LICENSE": "CC0"}, Notes(("a",), "http://a", "CC0")),
         ({"caption": ["a", " ", "b"], "licence": "", "copyright": "me"}, Notes(("a", "b"), None, "me")),
-        ({"text": None, "caption": "b", "opt_out": "True"}, Notes(("b",), opt_out=True)),
+        ({"text": "", "caption": "b", "opt_out": "True"}, Notes(("b",), opt_out=True)),
         ({"text": float("nan"), "opt_out": 0}, Notes(opt_out=False)),
         ({"text": 7}, Notes(fault="bad caption: not a string")),
         ({"text": ["a", 7]}, Notes(fault="bad caption: not a string")),

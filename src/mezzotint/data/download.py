@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-from mezzotint.data.fetch import Again, Fetched, Manners, RefusedError, fetch, host_of
+from mezzotint.data.fetch import Again, Fetched, Manners, RefusedError, fetch, host_of, our_disk, write
 
 WINDOW = 4096  # addresses that wait at the same time
 BATCH = 64  # lines of the journal that a power cut may cost
@@ -59,16 +59,19 @@ class Journal:
         self.file.close()
 
     def _read(self) -> None:
-        """Take over what an earlier call noted; a line that was cut off is cut away."""
-        self.file.seek(0)
+        """Take over what an earlier call noted, up to a line that was cut off, with which the file ends from now on."""
         end = 0
-        for line in self.file.readlines():
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            result = Result(**json.loads(line))
-            if not result.sha256 or self._holds(result):
-                self.results[result.url] = result
+        with open(self.file.name, "rb") as lines:
+            for line in lines:
+                try:
+                    result = Result(**json.loads(line))
+                except (ValueError, TypeError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                if not result.sha256 or self._holds(result):
+                    self.results[result.url] = result
         self.file.truncate(end)
 
     def _holds(self, result: Result) -> bool:
@@ -84,18 +87,20 @@ class Journal:
     def keep(self, url: str, fetched: Fetched) -> Result:
         """Put a file in its place."""
         result = Result(url, fetched.sha256, fetched.length)
-        self.path(result).parent.mkdir(exist_ok=True)
-        fetched.path.replace(self.path(result))
+        with our_disk(self.path(result)):
+            self.path(result).parent.mkdir(exist_ok=True)
+            fetched.path.replace(self.path(result))
         return result
 
     def note(self, result: Result) -> None:
         """Remember a result."""
         self.results[result.url] = result
-        self.file.write(json.dumps(asdict(result)).encode() + b"\n")
         self.unsafe += 1
-        if self.unsafe >= BATCH:
-            os.fsync(self.file.fileno())
-            self.unsafe = 0
+        with our_disk(self.folder):
+            write(self.file, json.dumps(asdict(result)).encode() + b"\n")
+            if self.unsafe >= BATCH:
+                os.fsync(self.file.fileno())
+                self.unsafe = 0
 
 
 def download(urls: Iterable[str], folder: Path, manners: Manners | None = None, progress: Callable[[int], None] | None = None) -> Journal:

@@ -7,6 +7,7 @@ Gotchas: proxies that the environment names are not used: they would resolve nam
 """
 
 import email.utils
+import errno
 import hashlib
 import http.client
 import io
@@ -296,7 +297,7 @@ def _save(response: http.client.HTTPResponse, to: Path, limit: int) -> Fetched:
     """Write what comes, until it is whole, and until the disk has it."""
     digest, length = hashlib.sha256(), 0
     try:
-        with _our_disk(to):
+        with our_disk(to):
             file = open(to, "wb", buffering=0)  # noqa: SIM115  # closed below
         with file:
             while part := response.read(CHUNK):
@@ -304,11 +305,11 @@ def _save(response: http.client.HTTPResponse, to: Path, limit: int) -> Fetched:
                 if length > limit:
                     raise RefusedError(too_large(limit))
                 digest.update(part)
-                with _our_disk(to):
-                    file.write(part)
+                with our_disk(to):
+                    write(file, part)
             if response.length:
                 raise http.client.IncompleteRead(b"", response.length)
-            with _our_disk(to):
+            with our_disk(to):
                 os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
@@ -317,8 +318,14 @@ def _save(response: http.client.HTTPResponse, to: Path, limit: int) -> Fetched:
     return Fetched(to, digest.hexdigest(), length)
 
 
+def write(file: io.FileIO, data: bytes) -> None:
+    """Write all of it: a disk that is nearly full may take a part, and say so only by the count."""
+    if file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @contextmanager
-def _our_disk(path: Path) -> Iterator[None]:
+def our_disk(path: Path) -> Iterator[None]:
     """A fault of the disk must not be taken for one of the server."""
     try:
         yield

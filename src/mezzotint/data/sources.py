@@ -22,7 +22,7 @@ from mezzotint.data.survey import LONGEST, METADATA, SUFFIXES, Bad, Contents, id
 
 SEEN = (*SUFFIXES, *CLIPS)
 KOHYA = re.compile(r"(\d{1,6})_([^/]+)/")  # a folder's repeats and, where there is no caption, its words
-CAPTIONS = ("text", "caption", "captions", "prompt", "txt")  # columns, in whatever case; the first that is there
+CAPTIONS = ("text", "caption", "captions", "prompt", "txt")  # columns, in whatever case; the first that is not empty
 LICENCES = ("licence", "license", "copyright")
 
 
@@ -66,7 +66,7 @@ Reader = Callable[[str], Iterator[Item | Bad]]
 def noted(row: Mapping[str, Any]) -> Notes:
     """What the columns of a row say: names as img2dataset, Hugging Face and we write them, in whatever case."""
     cells = {str(key).lower(): value for key, value in row.items()}
-    captions = next((cells[name] for name in CAPTIONS if cells.get(name) is not None), ())
+    captions = next((cells[name] for name in CAPTIONS if cells.get(name)), ())
     captions = [captions] if isinstance(captions, str) else captions
     if isinstance(captions, float) and math.isnan(captions):  # as pandas writes what is missing
         captions = ()
@@ -145,7 +145,7 @@ def is_kohya(path: str) -> bool:
     """Whether a folder has subfolders, all of them named so, and no image beside them."""
     with os.scandir(path) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry.name for entry in visible if entry.is_dir()]
+    folders = [entry.name for entry in visible if entry.is_dir(follow_symlinks=False)]
     return bool(folders) and all(KOHYA.match(f"{name}/") for name in folders) and not any(e.name.lower().endswith(SEEN) for e in visible)
 
 
