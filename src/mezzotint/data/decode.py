@@ -5,6 +5,7 @@ Gotchas: only the first frame of an animation is read. Colour profiles are ignor
 """
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 1 << 26  # 64 megapixels, as cameras count them, are within it
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Whoever reads a million files does not want to hear of each damaged EXIF.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnusableError(Exception):

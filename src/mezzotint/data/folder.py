@@ -9,22 +9,17 @@ Decoders of JPEG differ by a grey level now and then: the split is the same on m
 machines if the images are PNG.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
-import posixpath
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,26 +31,12 @@ from torch import Tensor
 from mezzotint import config
 from mezzotint.data.batch import Batch
 from mezzotint.data.decode import UnusableError, square
+from mezzotint.data.survey import SUFFIXES, Bad, Contents, sidecar, survey
 from mezzotint.errors import UserError
 
-# The last four are here so that such images are reported, not passed over.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif", ".jxl")
-METADATA = ("metadata.jsonl", "metadata.csv")
 THREADS = min(4, os.cpu_count() or 1)
 CHUNK = 1024  # images in flight, which bounds the memory beside the result
 PROGRESS_FROM = 200  # images
-
-
-@dataclass(frozen=True)
-class Bad:
-    """Something set aside.
-
-    file: path relative to the folder; for a row of metadata, the metadata file and the line ("metadata.csv:7").
-    reason: its kind, then often a colon and the details.
-    """
-
-    file: str
-    reason: str
 
 
 @dataclass
@@ -97,7 +78,7 @@ class Folder:
     def __init__(self, config: FolderConfig) -> None:
         _check(config)
         self.config = config
-        contents = _survey(config.path)
+        contents = survey(config.path)
         names = sorted(name for name in contents.files if name.lower().endswith(SUFFIXES) or name in contents.captions)
         if not names:
             raise UserError(f"no image in {config.path!r}; choose a folder with files that end in {', '.join(SUFFIXES[:5])} or the like")
@@ -207,151 +188,6 @@ def _split(digests: Sequence[bytes], share: float) -> tuple[Tensor, Tensor]:
     return torch.tensor(training), torch.tensor([i for i in order if digests[i] in held], dtype=torch.long)
 
 
-# What the folder holds: names and captions, before any image is opened.
-
-
-@dataclass
-class _Contents:
-    """files: every visible file below `root`, by relative path -> why it must not be opened, "" if it may.
-
-    captions: of every image that a row of metadata names. faults: images whose row has a bad caption -> the reason.
-    """
-
-    root: Path
-    files: dict[str, str] = field(default_factory=dict)
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-    bad: list[Bad] = field(default_factory=list)
-
-
-def _survey(path: str) -> _Contents:
-    """The names and captions in a folder."""
-    try:
-        os.scandir(path).close()
-    except FileNotFoundError:
-        raise UserError(f"there is no folder {path!r}; check the path") from None
-    except NotADirectoryError:
-        raise UserError(f"{path!r} is a file; give the folder that holds the images") from None
-    except PermissionError:
-        raise UserError(f"no permission to read the folder {path!r}; allow it or choose another folder") from None
-    contents = _Contents(Path(os.path.realpath(path)))
-    _scan(contents)
-    _read_metadata(contents)
-    return contents
-
-
-def _scan(contents: _Contents) -> None:
-    """Fill in `files`. Subfolders that are links or cannot be listed go to `bad`."""
-
-    def relative(path: str) -> str:
-        return Path(path).relative_to(contents.root).as_posix()
-
-    def refuse(error: OSError) -> None:
-        contents.bad.append(Bad(relative(error.filename), f"folder cannot be listed: {error.strerror}"))
-
-    for folder, subfolders, names in os.walk(contents.root, onerror=refuse):
-        for name in (name for name in names if not name.startswith(".")):
-            path = os.path.join(folder, name)
-            contents.files[relative(path)] = _objection(contents.root, path)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        paths = [os.path.join(folder, name) for name in subfolders]
-        contents.bad += [Bad(relative(path), "a link to a folder") for path in paths if os.path.islink(path)]  # walk() does not enter it
-
-
-def _objection(root: Path, path: str) -> str:
-    """Why a file must not be opened; "" if it may."""
-    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
-        return "a link out of the folder"
-    return "" if os.path.isfile(path) else "not a regular file"
-
-
-def _read_metadata(contents: _Contents) -> None:
-    """Fill in `captions` and `faults` from the folder's metadata file, if it has one. Bad rows go to `bad`."""
-    found = [file for file in METADATA if file in contents.files]
-    if not found:
-        return
-    file, path = found[0], str(contents.root / found[0])
-    if len(found) > 1:
-        raise UserError(f"{str(contents.root)!r} holds both {' and '.join(METADATA)}; remove one")
-    if contents.files[file]:
-        raise UserError(f"{path!r} is {contents.files[file]}; put the file itself there")
-    try:
-        # Bytes that are not UTF-8 pass as surrogates, so that only the rows which hold them are lost.
-        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except PermissionError:
-        raise UserError(f"no permission to read {path!r}; allow it or remove the file") from None
-    for line, row in (_json_rows if file.endswith(".jsonl") else _csv_rows)(text):
-        where = f"{file}:{line}"
-        problem = row if isinstance(row, str) else _add_row(contents, where, row)
-        if problem:
-            contents.bad.append(Bad(where, problem))
-
-
-Row = dict[str, Any] | str  # the columns, or why they cannot be read
-
-
-def _json_rows(text: str) -> Iterator[tuple[int, Row]]:
-    """Line numbers and rows of JSON lines."""
-    # Not splitlines(): it would also split at line separators that JSON allows within a string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            yield number, row if isinstance(row, dict) else "unreadable row: not a JSON object"
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, Row]]:
-    """Line numbers and rows of comma-separated values with a header."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    header: list[str] = []
-    while True:
-        before = reader.line_num
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            # A quote that is not closed swallows the lines after it: each of them is a row lost.
-            yield from ((line, f"unreadable row: {error}") for line in range(before + 1, reader.line_num + 1))
-            continue
-        if not header:
-            header = cells
-        elif len(cells) == len(header):
-            yield reader.line_num, dict(zip(header, cells, strict=True))
-        elif cells:
-            yield reader.line_num, f"unreadable row: {len(cells)} cells under a header of {len(header)}"
-
-
-def _add_row(contents: _Contents, where: str, row: dict[str, Any]) -> str:
-    """Note the caption that a row gives. Returns what is wrong with the row as a whole, "" if nothing is."""
-    name, text = row.get("file_name"), row.get("text")
-    if not isinstance(name, str) or not name:
-        return "unreadable row: no file_name"
-    image = posixpath.normpath(name)
-    if image not in contents.files:
-        return _absence(contents.root, name)
-    captions = contents.captions.setdefault(image, [])
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        contents.faults[image] = f"bad caption: {where} is not a string"
-    elif any("\ud800" <= character <= "\udfff" for character in text):
-        contents.faults[image] = f"bad caption: {where} is not UTF-8"
-    elif text.strip():
-        captions.append(text.strip())
-    return ""
-
-
-def _absence(root: Path, name: str) -> str:
-    """Why a row's `file_name` is none of the folder's files."""
-    with suppress(ValueError):  # raised for a name that no file can have, such as one with a NUL
-        if os.path.isabs(name) or not Path(os.path.realpath(root / name)).is_relative_to(root):
-            return f"path out of the folder: {name!r}"
-    return f"no such file: {name!r}"
-
-
 # From names to pixels.
 
 
@@ -374,7 +210,7 @@ class _Pictures:
     bad: list[Bad] = field(default_factory=list)
 
 
-def _read_all(contents: _Contents, names: Sequence[str], size: int) -> _Pictures:
+def _read_all(contents: Contents, names: Sequence[str], size: int) -> _Pictures:
     """Read the images, in the order of `names`, with a few threads and a progress bar if there are many."""
     read = _Pictures(torch.empty(len(names), 3, size, size, dtype=torch.uint8))
     with ThreadPoolExecutor(THREADS) as pool:
@@ -394,30 +230,14 @@ def _read_all(contents: _Contents, names: Sequence[str], size: int) -> _Pictures
     return read
 
 
-def _read(contents: _Contents, size: int, name: str) -> _Picture | Bad:
+def _read(contents: Contents, size: int, name: str) -> _Picture | Bad:
     """An image with its captions, or why it cannot be used."""
     reason = contents.files[name] or contents.faults.get(name)
     if reason:
         return Bad(name, reason)
     try:
-        captions = tuple(contents.captions.get(name, ())) or _read_sidecar(contents, name)
+        captions = tuple(contents.captions.get(name, ())) or sidecar(contents, name)
         pixels = square(contents.root / name, size)
     except UnusableError as error:
         return Bad(name, str(error))
     return _Picture(name, pixels, hashlib.sha256(pixels.tobytes()).digest(), captions)
-
-
-def _read_sidecar(contents: _Contents, name: str) -> tuple[str, ...]:
-    """The captions in `name.txt` beside `name.png`, one a line; () if there is no such file."""
-    file = PurePosixPath(name).with_suffix(".txt").as_posix()
-    if file not in contents.files:
-        return ()
-    if contents.files[file]:
-        raise UnusableError(f"bad caption: {file!r} is {contents.files[file]}")
-    try:
-        text = (contents.root / file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UnusableError(f"bad caption: {file!r} is not UTF-8") from None
-    except OSError as error:
-        raise UnusableError(f"bad caption: {file!r} cannot be read, {error.strerror}") from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

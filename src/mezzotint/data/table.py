@@ -32,7 +32,8 @@ def schema() -> "pa.Schema":
     id: unique and stable; a path relative to the source, or a key of the source. content: the file as it was found, null if it could
     not be read. media: "image" or "clip". captions: the variants of one caption, in order. width, height: of the header, turned
     upright, 0 if there is none. format: the decoder's name. sha256: of the content. source: where it was read from. url, licence,
-    opt_out: as far as they are known. fault: why the row cannot be used, "" if it can as far as the header tells.
+    opt_out: as far as they are known. repeats: how often an epoch shows the row, null for once. fault: why the row cannot be used, "" if
+    it can as far as the header tells.
     """
     import pyarrow as pa
 
@@ -50,6 +51,7 @@ def schema() -> "pa.Schema":
             pa.field("url", pa.string()),
             pa.field("licence", pa.string()),
             pa.field("opt_out", pa.bool_()),
+            pa.field("repeats", pa.int32()),
             pa.field("fault", pa.string(), nullable=False),
         ]
     )
