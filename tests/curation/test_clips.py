@@ -61,18 +61,18 @@ def test_frames_that_are_black_or_shown_twice_are_counted(scenes: list[Frame]) -
     assert (row["shots"], row["shake"]) == ([0], 0.0)
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ([1, 1, 50, 1, 1], [3]),
-        ([50, 1, 1], [1]),
-        ([1, 1, 50], [3]),
-        ([1, 50, 50, 1], []),
-        ([20, 22, 19, 25], []),
-        ([1, 9, 1], []),
-        ([], []),
-    ],
-)
+CHANGES: list[tuple[list[float], list[int]]] = [
+    ([1, 1, 50, 1, 1], [3]),
+    ([50, 1, 1], [1]),
+    ([1, 1, 50], [3]),
+    ([1, 50, 50, 1], []),
+    ([20, 22, 19, 25], []),
+    ([1, 9, 1], []),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES)
 def test_a_cut_is_a_change_that_stands_alone(change: Sequence[float], expected: list[int]) -> None:
     assert cuts(np.array(change, float)) == expected
 

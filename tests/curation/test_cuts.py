@@ -132,3 +132,14 @@ def test_dirt_is_told_by_its_kind_and_clean_pictures_are_kept(tmp_path: Path, mo
     assert {row["id"]: cuts.rule(row["verdict"]) for row in found} == expected(samples, kinds)
     assert seen == {"probe", "overlay"}
     assert funnel(judged)["kept"] == 6
+
+
+def test_worker_processes_make_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ROWS", 4)
+    samples = dirty.dirty(dirty.worlds(4, size=64), 1, kinds=["blur", "flat", "tiny", "truncated"])
+    made = []
+    for workers in (1, 2):
+        table = curate(Table.create(tmp_path / f"{workers}.lance", dirty.rows(samples)), pixels(), workers=workers)
+        made.append(table.read([name for name in table.columns if name != "content"]))
+    assert made[0].equals(made[1])
+    assert len(set(made[0]["verdict"].to_pylist())) > 3

@@ -136,7 +136,8 @@ def flow(before: Frame, after: Frame) -> tuple[float, float, float]:
     """Farnebäck's optical flow (2003): its mean length, and the median to the right and down, which is the camera's. In longer sides."""
     import cv2
 
-    field = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 2, 5, 1.1, 0) / max(before.shape)
+    still = np.zeros((*before.shape, 2), np.float32)
+    field = np.asarray(cv2.calcOpticalFlowFarneback(before, after, still, 0.5, 3, 15, 2, 5, 1.1, 0)) / max(before.shape)
     across, down = np.median(field, axis=(0, 1))
     return float(np.hypot(field[..., 0], field[..., 1]).mean()), float(across), float(down)
 

@@ -67,8 +67,12 @@ class Cut(config.Config, kind="cut"):
         return f"{self.column} {value:g} is above {self.most:g}"
 
 
-FIRST = (Cut("fault", empty=True), Cut("opt_out", empty=True))  # whatever else is asked for
-FIRST += (Cut("decode_fault", empty=True, optional=True), Cut("clip_fault", empty=True, optional=True))
+FIRST = (  # whatever else is asked for
+    Cut("fault", empty=True),
+    Cut("opt_out", empty=True),
+    Cut("decode_fault", empty=True, optional=True),
+    Cut("clip_fault", empty=True, optional=True),
+)
 
 
 @dataclass
@@ -115,7 +119,7 @@ def _verdicts(batch: "pa.RecordBatch", cuts: Sequence[Cut]) -> list[str]:
         for row in np.flatnonzero(kept & cut.fails(column)):
             verdicts[row] = cut.reason(column[row].as_py())
             kept[row] = False
-    return verdicts.tolist()  # type: ignore[no-any-return]
+    return verdicts.tolist()
 
 
 def _judged(table: Table) -> dict[str, Any] | None:

@@ -39,14 +39,15 @@ def measure(picture: Image.Image) -> Measures:
     steps = np.arange(256) / 255
     brightness = float(share @ steps)
     bands = [np.asarray(band) for band in picture.split()]
+    colour: Grey = np.subtract(np.maximum.reduce(bands), np.minimum.reduce(bands))
     detail = laplacian(grey)
     return Measures(
         sharpness=float(detail.var(dtype=np.float64)) if detail.size else 0.0,
         entropy=entropy(share),
         flatness=flatness(bands),
         brightness=brightness,
-        contrast=float(np.sqrt(max(0.0, share @ steps**2 - brightness**2))),
-        colour=float(np.subtract(np.maximum.reduce(bands), np.minimum.reduce(bands)).mean() / 255),
+        contrast=max(0.0, float(share @ steps**2) - brightness**2) ** 0.5,
+        colour=float(colour.mean() / 255),
         tiling=tiling(detail),
     )
 

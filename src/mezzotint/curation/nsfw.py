@@ -1,6 +1,7 @@
 """Naked bodies, found by NudeNet (320n: a YOLOv8n of 18 parts of bodies), whose package brings the weights.
 
-Gotchas: the package's metadata says MIT, the licence files in it are the AGPL 3.0. So it has an extra of its own, and no recipe insists on it.
+Gotchas: the package's metadata says MIT, the licence files in it are the AGPL 3.0. So it has an extra of its own, and no recipe insists
+on it.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ NAKED = (
 
 @dataclass
 class Nsfw(Stage, kind="nsfw"):
-    """nsfw: confidence of the surest of what `parts` names, 0 to 1; the detector tells of nothing below 0.2. nsfw_part: its name, "" if none."""
+    """nsfw: confidence of the surest of what `parts` names, 0 to 1; the detector tells of nothing below 0.2. nsfw_part: its name, ""
+    if there is none. Both null for clips and for what cannot be decoded."""
 
     parts: tuple[str, ...] = NAKED
     reads: ClassVar[tuple[str, ...]] = ("content", "media")

@@ -34,7 +34,7 @@ def photos() -> Curation:
 
 
 def pixels() -> Curation:
-    """Emoji, icons and sprites, of 32 pixels and more: flat areas, hard edges and letters are as they should be, and small sides hide marks."""
+    """Emoji, icons and sprites, of 32 pixels and more. Letters are a part of them, and marks are not found on so few pixels."""
     return Curation(
         stages=(Probe(),),
         cuts=(Cut("short_side", least=32), Cut("aspect", most=2.0), Cut("flatness", most=0.95), Cut("sharpness", least=350.0), *OTHERS),
