@@ -4,7 +4,7 @@ A filter is a cut of the recipe; it should take out the rows of the kinds of dir
 its cut alone takes out, `precision` is the share that are not clean: other dirt may also be beyond its threshold. `recall` is the share of
 its own dirt that it takes out, `lost` the share of clean rows.
 
-    python bench/data_filters.py [--data DIR] [--clean 300] [--each 40]
+    python bench/data_filters.py [--data DIR] [--only photos] [--clean 300] [--each 40]
 
 --data: a folder with metadata.jsonl, under the recipe `pixels`; without it, drawn photo-like pictures and Worlds renders under `photos`.
 """
@@ -13,7 +13,8 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +74,19 @@ def shown(name: str, result: dict[str, object]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", choices=("photos", "worlds"))
     parser.add_argument("--clean", type=int, default=300)
     parser.add_argument("--each", type=int, default=40)
     options = parser.parse_args()
     results = {}
+    sources: dict[str, tuple[Callable[[int], list[dirty.Sample]], Callable[[], Curation]]]
+    sources = {"photos": (dirty.photos, photos), "worlds": (dirty.worlds, photos)}
     if options.data:
-        sets = {"pixels": (dirty.emoji(options.data, options.clean), pixels())}
-    else:
-        sets = {"photos": (dirty.photos(options.clean), photos()), "worlds": (dirty.worlds(options.clean), photos())}
-    for name, (clean, recipe) in sets.items():
-        results[name] = report(dirty.dirty(clean, options.each), recipe)
+        sources = {"pixels": (partial(dirty.emoji, options.data), pixels)}
+    for name, (clean, recipe) in sources.items():
+        if options.only not in (None, name):
+            continue
+        results[name] = report(dirty.dirty(clean(options.clean), options.each), recipe())
         print(shown(name, results[name]), end="\n\n")
     print(json.dumps(results))
 

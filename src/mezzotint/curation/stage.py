@@ -136,7 +136,7 @@ def start(engine: EngineName) -> Any:
     except ImportError:
         raise UserError("the data engine needs more packages; install them with: pip install 'mezzotint[data]'") from None
     if engine == "native":
-        daft.set_runner_native()
+        _run_on(daft, engine)
         return daft
     try:
         import ray
@@ -144,8 +144,17 @@ def start(engine: EngineName) -> Any:
         raise UserError("the engine 'ray' needs one more package; install it with: pip install 'mezzotint[ray]'") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    daft.set_runner_ray()
+    _run_on(daft, engine)
     return daft
+
+
+def _run_on(daft: Any, engine: EngineName) -> None:
+    """Daft takes an engine once in a process."""
+    try:
+        daft.set_runner_native() if engine == "native" else daft.set_runner_ray()
+    except ValueError:
+        if daft.runners.get_or_create_runner().name != engine:
+            raise UserError(f"another engine than {engine!r} is at work in this process; start a new one") from None
 
 
 class _Journal:

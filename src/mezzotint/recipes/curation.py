@@ -10,7 +10,7 @@ from mezzotint.curation.overlay import Overlay
 from mezzotint.curation.probe import Probe
 
 OTHERS = (Cut("duplicate_of", empty=True, optional=True), Cut("caption_faults", empty=True, optional=True))
-NAKED = Cut("nsfw", most=0.5, optional=True)
+NAKED = Cut("nsfw", most=0.6, optional=True)
 
 
 def photos() -> Curation:
