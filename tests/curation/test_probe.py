@@ -67,6 +67,15 @@ def test_a_row_without_a_picture_has_a_fault_or_is_a_clip() -> None:
     assert set(run(Probe(), file(Image.new("L", (9, 9))), media="clip")[0].values()) == {None}
 
 
+def test_a_changed_byte_is_found_where_there_are_checksums() -> None:
+    whole = file(noise((40, 30)), compress_level=0)
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1  # a pixel: it can be decoded all the same
+    good, bad = run(Probe(), whole, bytes(changed))
+    assert good["decode_fault"] == ""
+    assert bad["decode_fault"].startswith("cannot be decoded: broken PNG file")
+
+
 def test_words_on_a_picture_are_read_and_their_area_counted() -> None:
     picture = dirty.photo(4, 400, 240)
     clean = file(picture)

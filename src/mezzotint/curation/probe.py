@@ -49,6 +49,8 @@ class Probe(Stage, kind="probe"):
             return {"decode_fault": "no content"}
         try:
             with opened(row["content"]) as image:
+                image.verify()  # the checksums of PNG, which decoding does not look at
+            with opened(row["content"]) as image:
                 known = facts(image)
                 picture = bounded(image, self.side)
         except UnusableError as error:
