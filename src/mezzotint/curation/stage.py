@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -31,11 +32,14 @@ class Stage(config.Config, ABC, kind="curation stage"):
     """Columns from columns, row by row: no row of the result may depend on another row.
 
     reads: the columns it needs. rows: how many it gets at once. revision: raised by whoever changes what the same settings compute.
+    needs: modules that it imports beyond those of the data engine. extra: what installs them.
     """
 
     reads: ClassVar[tuple[str, ...]]
     rows: ClassVar[int] = 64
     revision: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = "data"
 
     @property
     @abstractmethod
@@ -45,6 +49,12 @@ class Stage(config.Config, ABC, kind="curation stage"):
     @abstractmethod
     def open(self) -> Compute:
         """The computation, once in each worker: models are loaded here. It must not raise for a bad row, but say so in a column."""
+
+    @property
+    def missing(self) -> str:
+        """What has to be installed before the stage can run, as a sentence; "" if nothing."""
+        absent = [name for name in self.needs if find_spec(name) is None]
+        return f"stage {self.kind!r} needs {', '.join(absent)}; install with: pip install 'mezzotint[{self.extra}]'" if absent else ""
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -65,6 +75,8 @@ def run(table: Table, stage: Stage, engine: EngineName = "native", workers: int 
     """
     if done(table, stage):
         return table
+    if stage.missing:
+        raise UserError(stage.missing)
     table.check(stage.reads)
     table = table.without(stage.writes.names)
     journal = _Journal(table, stage)
@@ -124,7 +136,7 @@ def start(engine: EngineName) -> Any:
     except ImportError:
         raise UserError("the data engine needs more packages; install them with: pip install 'mezzotint[data]'") from None
     if engine == "native":
-        daft.set_runner_native()
+        _run_on(daft, engine)
         return daft
     try:
         import ray
@@ -132,8 +144,17 @@ def start(engine: EngineName) -> Any:
         raise UserError("the engine 'ray' needs one more package; install it with: pip install 'mezzotint[ray]'") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    daft.set_runner_ray()
+    _run_on(daft, engine)
     return daft
+
+
+def _run_on(daft: Any, engine: EngineName) -> None:
+    """Daft takes an engine once in a process."""
+    try:
+        daft.set_runner_native() if engine == "native" else daft.set_runner_ray()
+    except ValueError:
+        if daft.runners.get_or_create_runner().name != engine:
+            raise UserError(f"another engine than {engine!r} is at work in this process; start a new one") from None
 
 
 class _Journal:

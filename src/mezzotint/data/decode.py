@@ -56,6 +56,20 @@ def decode(source: Path | bytes) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 
+def bounded(image: Image.Image, side: int) -> Image.Image:
+    """`decode` of an `opened` image, and its longer side resized to `side` where it is longer. UnusableError comes from `opened`.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough, which takes less than half of the time and still
+    reads all of its data: what cannot be decoded whole cannot be decoded so.
+    """
+    share = side / max(image.size)
+    if share < 1:
+        image.draft(None, (round(image.width * share), round(image.height * share)))
+    picture = to_rgb(ImageOps.exif_transpose(image))
+    picture.thumbnail((side, side))
+    return picture
+
+
 def square(source: Path | bytes, size: int) -> NDArray[np.uint8]:
     """The centred square of a picture, its shorter side resized to `size` by Lanczos' filter. Returns (3, size, size)."""
     return channels_first(ImageOps.fit(decode(source), (size, size), Image.Resampling.LANCZOS))

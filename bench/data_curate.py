@@ -1,0 +1,144 @@
+"""The probe and the verdicts on photo-like JPEGs, against the usual script: PIL, numpy and a pool of processes.
+
+Both have the same files, measure the same things at the same size, and keep rows by the same thresholds, with as many processes. The
+script reads files of a folder, decodes each whole and writes JSON lines; ours reads a table and adds columns to it, with all that this
+brings: fragments, a journal, commits. The two run alternately; the script's processes are started before the clock, ours are not.
+`curate_ratio` is rows a second of ours over the script's. Duplicates are not part of it. `peak_mb` is the largest resident size of a
+process that curates a tenth of the rows, and all of them (`--tenfold`).
+
+    python bench/data_curate.py [--rows 20000] [--rounds 3] [--workers 2] [--tenfold]
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.pool
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from mezzotint.curation.cuts import Cut, curate, funnel
+from mezzotint.curation.measures import measure
+from mezzotint.data import table as tables
+from mezzotint.data.table import Table
+from mezzotint.recipes.curation import photos
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "curation"))
+
+import dirty
+
+WIDE, HIGH, SIDE = 1280, 960, 512
+DRAWN = 12  # pictures; the others are cut from them and mirrored
+
+
+def fill(folder: Path, rows: int) -> list[Path]:
+    """Photo-like JPEGs of about 1280 x 960."""
+    rng = random.Random(0)
+    drawn = [dirty.photo(seed, WIDE + 64, HIGH + 64) for seed in range(min(DRAWN, rows))]
+    paths = []
+    for number in range(rows):
+        left, top = rng.randrange(64), rng.randrange(64)
+        picture = rng.choice(drawn).crop((left, top, left + WIDE, top + HIGH))
+        paths.append(folder / f"{number:06}.jpg")
+        (ImageOps.mirror(picture) if rng.random() < 0.5 else picture).save(paths[-1], quality=90)
+    return paths
+
+
+def look(path: Path) -> dict[str, Any]:
+    """One picture by the script."""
+    try:
+        with Image.open(path) as image:
+            whole = ImageOps.exif_transpose(image).convert("RGB")
+    except OSError as error:
+        return {"path": str(path), "fault": str(error)}
+    small = whole.resize((SIDE, round(SIDE * whole.height / whole.width)), Image.Resampling.BICUBIC)
+    sides = {"short_side": min(whole.size), "aspect": max(whole.size) / min(whole.size)}
+    return {"path": str(path), "fault": "", **sides, **asdict(measure(small))}
+
+
+def within(value: float, cut: Cut) -> bool:
+    """Whether the script keeps a picture for this value."""
+    return (cut.least is None or value >= cut.least) and (cut.most is None or value <= cut.most)
+
+
+def script(paths: list[Path], out: Path, pool: multiprocessing.pool.Pool) -> int:
+    """All pictures by the script; how many it keeps."""
+    kept = 0
+    with out.open("w") as file:
+        for row in pool.imap(look, paths, chunksize=16):
+            good = not row["fault"] and all(within(row[cut.column], cut) for cut in photos().cuts if not cut.optional)
+            kept += good
+            file.write(json.dumps({**row, "kept": good}) + "\n")
+    return kept
+
+
+def ours(place: str, workers: int) -> int:
+    """All rows of a table; how many are kept."""
+    recipe = photos()
+    recipe.optional = ()
+    return funnel(curate(Table.open(place), recipe, workers=workers))["kept"]
+
+
+def made(paths: list[Path], place: Path) -> str:
+    samples = (dirty.Sample(path.name, path.read_bytes()) for path in paths)
+    Table.create(place, (batch for sample in samples for batch in dirty.rows([sample])))
+    return str(place)
+
+
+def timed(function: Callable[[], int]) -> tuple[float, int]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def peak(place: str) -> float:
+    """MB of the largest process that curates a table, by itself: its own and its children's."""
+    command = [sys.executable, __file__, "--measure", place]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--tenfold", action="store_true")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        ours(options.measure, 1)
+        print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024)
+        return
+    tables.ROWS = min(tables.ROWS, max(1, options.rows // (4 * options.workers)))  # a fragment is the least that a process gets
+    with multiprocessing.get_context("fork").Pool(options.workers) as pool, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = fill(folder, options.rows)
+        ratios, rates = [], []
+        for number in range(options.rounds):
+            place = made(paths, folder / f"{number}.lance")
+            mine, kept = timed(partial(ours, place, options.workers))
+            theirs, also = timed(partial(script, paths, folder / "script.jsonl", pool))
+            ratios.append(theirs / mine)
+            rates.append(len(paths) / mine)
+        result: dict[str, object] = {"rows": len(paths), "workers": options.workers, "kept": kept, "kept_by_script": also}
+        result |= {"curate_ratio": statistics.median(ratios), "rows_per_second": statistics.median(rates)}
+        if options.tenfold:
+            few = made(paths[: max(1, len(paths) // 10)], folder / "few.lance")
+            many = made(paths, folder / "many.lance")
+            result["peak_mb"] = {"1x": peak(few), "10x": peak(many)}
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

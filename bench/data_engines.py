@@ -1,0 +1,54 @@
+"""Whether the native engine and a Ray cluster of two nodes make the same table, row for row, and how long each took.
+
+python bench/data_engines.py [--rows 24]
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mezzotint.curation.cuts import curate
+from mezzotint.curation.stage import EngineName
+from mezzotint.data import table as tables
+from mezzotint.data.table import Table
+from mezzotint.recipes.curation import photos
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "curation"))
+
+import dirty
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=24)
+    options = parser.parse_args()
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    tables.ROWS = 8  # several fragments
+    samples = dirty.dirty(dirty.photos(options.rows // 3), max(1, options.rows // 18))
+    recipe = photos()
+    recipe.optional = ()
+    made, seconds = {}, {}
+    engines: tuple[tuple[str, EngineName, int], ...] = (("one", "native", 1), ("ray", "ray", 2))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, engine, workers in engines:
+            table = Table.create(f"{folder}/{name}.lance", dirty.rows(samples))
+            start = time.perf_counter()
+            table = curate(table, recipe, engine, workers)
+            seconds[name] = time.perf_counter() - start
+            made[name] = table.read([column for column in table.columns if column != "content"])
+    same = made["one"].equals(made["ray"])
+    print(json.dumps({"rows": len(samples), "nodes": 2, "same": same, **{f"seconds.{name}": value for name, value in seconds.items()}}))
+    cluster.shutdown()
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()
