@@ -10,7 +10,7 @@ fragments that are missing, and memory is that of a fragment for each worker.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -71,7 +71,7 @@ def run(table: Table, stage: Stage, engine: EngineName = "native", workers: int 
     sizes = {number: int(fragment.count_rows()) for number, fragment in table.fragments.items()}
     todo = [number for number in sizes if number not in journal.parts]
     finished = sum(sizes[number] for number in journal.parts)
-    for number, part in _work(table, stage, todo, engine, workers):
+    for number, part in deal(Worker, (str(table.path), table.version, stage), todo, engine, workers):
         journal.note(number, part)
         finished += sizes[number]
         if progress:
@@ -100,18 +100,19 @@ class Worker:
         return result.cast(self.writes)
 
 
-def _work(table: Table, stage: Stage, todo: list[int], engine: EngineName, workers: int) -> Iterator[tuple[int, str]]:
-    """Fragments and the descriptions of their new columns, as they come."""
+def deal(
+    worker: Callable[..., Callable[[int], str]], where: tuple[Any, ...], todo: Sequence[int], engine: EngineName, workers: int
+) -> Iterator[tuple[int, str]]:
+    """Fragments and what is said of them, as it comes, by workers that are each made of `where` in the process that they work in."""
     if not todo:
         return
-    where = (str(table.path), table.version, stage)
     if engine == "native" and (len(todo) == 1 or workers == 1):  # starting processes would take longer
-        worker = Worker(*where)
-        yield from ((number, worker(number)) for number in todo)
+        here = worker(*where)
+        yield from ((number, here(number)) for number in todo)
         return
     daft = start(engine)
-    remote = daft.cls(Worker, use_process=True, max_concurrency=min(workers, len(todo)))(*where)
-    frame = daft.from_pydict({"fragment": todo})
+    remote = daft.cls(worker, use_process=True, max_concurrency=min(workers, len(todo)))(*where)
+    frame = daft.from_pydict({"fragment": list(todo)})
     frame = frame.into_partitions(len(todo)) if engine == "ray" else frame.into_batches(1)
     for row in frame.with_column("part", remote(frame["fragment"])).iter_rows():
         yield row["fragment"], row["part"]
