@@ -4,9 +4,10 @@ Originals, each with one copy by every transformation below, lie among other pic
 of its own: "photo", dead leaves (Lee, Mumford and Huang 2001: textured shapes of all sizes that hide each other, with the statistics of
 photographs), and "flat", icons on white that differ from a neighbour in one colour, one sign or its place.
 
-`recall`: the share of copies that are reported as a pair with their original; no copy is found by way of another. `false_per_10k`: pairs
-reported that are no copies of one original, in 10,000 pairs reported. A pair is counted once, whichever row was looked for.
-`dedup_recall` and `dedup_false_per_10k` are of photographs; those of icons end in `_flat`. `seconds` are of the search, without fingerprints.
+`recall`: the share of copies that are reported as a pair with their original; none is found by way of another. `false_per_10k`: pairs
+reported that are no copies of one original, in 10,000 pairs reported; a pair is counted once. `phash`: the same of originals and copies
+alone by the 64 bits of ImageHash's phash, of which up to 10 differ, also from those of the mirrored picture, where it is installed.
+`dedup_recall` and `dedup_false_per_10k` are of photographs; those of icons end in `_flat`.
 
     python bench/data_dedup.py [--originals 200] [--rows 5000] [--flat-rows 5000] [--workers 1]
 """
@@ -164,8 +165,8 @@ def measure(kind: str, originals: int, count: int, workers: int, folder: Path) -
     recall = {
         name: sum((where[str(k), ""], where[str(k), name]) in reported for k in range(originals)) / originals for name in TRANSFORMATIONS
     }
-    cluster = clusters(len(table), found)
-    sizes = np.unique(cluster[: originals * (len(TRANSFORMATIONS) + 1)], return_counts=True)[1]
+    cluster, copies = clusters(len(table), found), originals * (len(TRANSFORMATIONS) + 1)
+    sizes = np.unique(cluster[:copies], return_counts=True)[1]
     return {
         "recall": sum(recall.values()) / len(recall),
         "false_per_10k": 10_000 * false / max(1, len(reported)),
@@ -173,8 +174,34 @@ def measure(kind: str, originals: int, count: int, workers: int, folder: Path) -
         "pairs": len(reported),
         "recall_by": recall,
         "clusters_whole": int((sizes == len(TRANSFORMATIONS) + 1).sum()) / originals,
+        "phash": phash(table, names[:copies]),
         "rows": len(table),
         "seconds": {"drawing": drawn - begin, "fingerprints": printed - drawn, "search": sought - printed},
+    }
+
+
+def phash(table: Table, names: list[list[str]]) -> dict[str, Any] | None:
+    """The peer: recall by transformation, and pairs that are none."""
+    try:
+        import imagehash
+    except ImportError:
+        return None
+    images = [Image.open(io.BytesIO(x)) for x in table.take(list(range(len(names))), ["content"])["content"].to_pylist()]
+    bits = np.stack([imagehash.phash(image).hash.ravel() for image in images]).astype(np.float32)
+    turned = np.stack([imagehash.phash(ImageOps.mirror(image)).hash.ravel() for image in images]).astype(np.float32)
+    near = np.minimum(*(64 - bits @ other.T - (1 - bits) @ (1 - other.T) for other in (bits, turned))) <= 10
+    owner = np.array([int(name) for name, _ in names])
+    same = owner[:, None] == owner
+    first = {name: row for row, (name, copy) in enumerate(names) if not copy}
+    hit: dict[str, list[bool]] = {}
+    for row, (name, copy) in enumerate(names):
+        hit.setdefault(copy, []).append(bool(near[row, first[name]]))
+    recall = {copy: float(np.mean(those)) for copy, those in hit.items() if copy}
+    upper = np.triu(near, 1)
+    return {
+        "recall": float(np.mean(list(recall.values()))),
+        "false_per_10k": 1e4 * float((upper & ~same).sum() / max(1, upper.sum())),
+        "recall_by": recall,
     }
 
 

@@ -1,7 +1,7 @@
 """Captions by a model that looks: several of each picture, short and long.
 
 DALL-E 3 (Betker et al. 2023, section 2) is trained on long captions of a model and a few of those that were found; which of them a sample
-gets is decided when it is drawn (`data.captions.choose`), so all are kept. A captioner is a network of transformers here, or whatever speaks
+gets is decided when it is drawn (`data.captions.choose`), so all are kept. A captioner is a network of transformers, or whatever speaks
 OpenAI's protocol (`curation.endpoint`): a server of one's own for many pictures, or a paid one, whose price is told before.
 """
 
@@ -216,7 +216,7 @@ def _seen(content: bytes, say: Say) -> Said:
 
 
 class Journal:
-    """What was said of pictures, one line of JSON each, in files of which every worker writes its own. A line that a kill tore is passed over."""
+    """What was said of pictures, one line of JSON each, every worker in its own file. A line that a kill tore is passed over."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, json.dumps(identity, sort_keys=True).encode()

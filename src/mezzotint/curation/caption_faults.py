@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 # What is common in a language and rare in its neighbours; the Latin script does not tell them apart.
 STOP_WORDS = {
-    "en": "the of and with in on is are at an its from by this that to for it as".split(),
-    "de": "der die das und mit ein eine einem einer auf ist im von den dem vor zwei".split(),
-    "fr": "le les des et avec un une sur est dans du au aux deux qui".split(),
-    "es": "el los las y con una en del por sobre al dos un que está".split(),
-    "it": "il gli e con una di della nel sul che dei un sono delle".split(),
-    "pt": "o os as e com uma em do da no na um dos que sobre ao".split(),
-    "nl": "het een en met van op de zijn voor twee in naast aan".split(),
+    "en": ["the", "of", "and", "with", "in", "on", "is", "are", "at", "an", "its", "from", "by", "this", "that", "to", "for", "it", "as"],
+    "de": ["der", "die", "das", "und", "mit", "ein", "eine", "einem", "einer", "auf", "ist", "im", "von", "den", "dem", "vor", "zwei"],
+    "fr": ["le", "les", "des", "et", "avec", "un", "une", "sur", "est", "dans", "du", "au", "aux", "deux", "qui"],
+    "es": ["el", "los", "las", "y", "con", "una", "en", "del", "por", "sobre", "al", "dos", "un", "que", "está"],
+    "it": ["il", "gli", "e", "con", "una", "di", "della", "nel", "sul", "che", "dei", "un", "sono", "delle"],
+    "pt": ["o", "os", "as", "e", "com", "uma", "em", "do", "da", "no", "na", "um", "dos", "que", "sobre", "ao"],
+    "nl": ["het", "een", "en", "met", "van", "op", "de", "zijn", "voor", "twee", "in", "naast", "aan"],
 }
 # The word by which Unicode names a script's letters, and the language or languages that are written in it.
 SCRIPTS = {
@@ -36,13 +36,15 @@ SCRIPTS = {
     "CJK": "zh",
 }
 REFUSAL = re.compile(
-    r"\b(as an? (ai|language model|assistant)|i('m| am) (sorry|unable|not able)|i (can ?not|can't|won't) (see|help|assist|view|describe|process|"
-    r"provide|identify)|unable to (see|view|describe|process|assist)|no image (was|has been|is) (provided|attached)|please (provide|upload) )",
+    r"\b(as an? (ai|language model|assistant)|i('m| am) (sorry|unable|not able)|unable to (see|view|describe|process|assist)|"
+    r"i (can ?not|can't|won't) (see|help|assist|view|describe|process|provide|identify)|please (provide|upload) |"
+    r"no image (was|has been|is) (provided|attached))",
     re.IGNORECASE,
 )
 ADDRESS = re.compile(r"https?://|\bwww\.|\b[\w-]+\.(com|net|org|io|co\.uk|de)\b|\S+@\S+\.\w{2,}", re.IGNORECASE)
 FILE = re.compile(
-    r"\.(jpe?g|png|gif|webp|bmp|tiff?|heic|svg|mp4|mov|avi|webm)\b|^(img|dsc|dscn|dcim|p|pxl|screenshot|image|photo)[ _-]?\d{3,}", re.I
+    r"\.(jpe?g|png|gif|webp|bmp|tiff?|heic|svg|mp4|mov|avi|webm)\b|^(img|dsc|dscn|dcim|p|pxl|screenshot|image|photo)[ _-]?\d{3,}",
+    re.IGNORECASE,
 )
 # UTF-8 that was read as Latin-1 or Windows-1252, what replaces a byte that cannot be read, and codes of control.
 MANGLED = re.compile(

@@ -30,11 +30,11 @@ JUNK = 2  # answers without captions, each of which is paid, until a picture is 
 
 @dataclass
 class Endpoint(Captioner, kind="endpoint captioner"):
-    """url: up to and without /chat/completions, https unless it is this machine. key: the environment variable that holds the key, "" for none.
+    """url: up to and without /chat/completions, https unless it is this machine. key: the environment variable that holds it, "" for none.
 
     side: pixels of the longer side of the picture that is sent. timeout: seconds for an answer. tries: of one picture; the first wait
-    between two is `wait` seconds, and doubles. per_minute: requests of one worker. requests: how many at once. picture_tokens: what a picture
-    counts for; input_price, output_price: dollars for a million tokens, of the provider's list.
+    between two is `wait` seconds, and doubles. per_minute: requests of one worker. requests: how many at once. picture_tokens: what a
+    picture counts for; input_price, output_price: dollars for a million tokens, of the provider's list.
     """
 
     url: str = ""

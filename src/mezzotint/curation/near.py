@@ -27,7 +27,7 @@ EXACT = 4096  # rows up to which there is one cell, so that no pair is missed
 CELLS = 4.0  # of them, over the square root of the rows
 LISTS = 8  # cells that a row is found in
 MOST = 64  # candidates of a row that are looked at again, the nearest first
-AT_ONCE = 4096  # pairs
+AT_ONCE = 1024  # pairs or vectors
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]

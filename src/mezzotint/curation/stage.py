@@ -85,16 +85,29 @@ class Worker:
     def __init__(self, path: str, version: int, stage: Stage) -> None:
         self.table, self.stage = Table.open(path, version), stage
         self.writes, self.compute = _stamped(self.table, stage), stage.open()
+        self.failed: Exception | None = None
 
     def __call__(self, fragment: int) -> str:
         """The description of the fragment with the new columns, which no one sees before it is committed."""
-        description, _ = self.table.fragments[fragment].merge_columns(
-            self._checked, columns=list(self.stage.reads), batch_size=self.stage.rows
-        )
+        from lance.udf import BatchUDF
+
+        compute = BatchUDF(self._checked, output_schema=self.writes)  # a bare function would be tried on a row first
+        try:
+            description, _ = self.table.fragments[fragment].merge_columns(
+                compute, columns=list(self.stage.reads), batch_size=self.stage.rows
+            )
+        except Exception:
+            if self.failed:
+                raise self.failed from None
+            raise
         return json.dumps(description.to_json())
 
     def _checked(self, batch: "pa.RecordBatch") -> "pa.RecordBatch":
-        result = self.compute(batch)
+        try:
+            result = self.compute(batch)
+        except Exception as error:
+            self.failed = error  # Lance would bury it in one of its own
+            raise
         if result.num_rows != batch.num_rows:
             raise ValueError(f"stage {self.stage.kind!r} must give a row for each of {batch.num_rows}, not {result.num_rows}")
         return result.cast(self.writes)
@@ -125,7 +138,7 @@ def start(engine: EngineName) -> Any:
     except ImportError:
         raise UserError("the data engine needs more packages; install them with: pip install 'mezzotint[data]'") from None
     if engine == "native":
-        daft.set_runner_native()
+        _run_on(daft, engine)
         return daft
     try:
         import ray
@@ -133,8 +146,17 @@ def start(engine: EngineName) -> Any:
         raise UserError("the engine 'ray' needs one more package; install it with: pip install 'mezzotint[ray]'") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    daft.set_runner_ray()
+    _run_on(daft, engine)
     return daft
+
+
+def _run_on(daft: Any, engine: EngineName) -> None:
+    """Daft takes an engine once in a process."""
+    try:
+        daft.set_runner_native() if engine == "native" else daft.set_runner_ray()
+    except ValueError:
+        if daft.runners.get_or_create_runner().name != engine:
+            raise UserError(f"another engine than {engine!r} is at work in this process; start a new one") from None
 
 
 class _Journal:
