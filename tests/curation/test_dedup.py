@@ -175,10 +175,11 @@ def test_contamination_names_what_it_is_a_copy_of(tmp_path: Path) -> None:
         Row("bytes", png(photo(1))),
         Row("mirrored", png(ImageOps.mirror(photo(0)))),
         Row("cropped", png(BENCH["cropped"](photo(0), [0.06, 0.0, 0.02, 0.09]))),
+        Row("cropped again", png(BENCH["cropped"](photo(0), [0.06, 0.0, 0.02, 0.09]))),
         Row("nothing", None, fault="gone"),
     ]
     table = contamination(make(tmp_path / "t.lance", rows), evaluation, Duplicates(), workers=1)
-    assert table.read(["contaminates"])["contaminates"].to_pylist() == [None, "e1", "e0", "e0", None]
+    assert table.read(["contaminates"])["contaminates"].to_pylist() == [None, "e1", "e0", "e0", "e0", None]
     again = contamination(table, evaluation.latest, Duplicates(), workers=1)
     assert again.version == table.version
 

@@ -33,7 +33,7 @@ class Perceptual(Look, kind="perceptual"):
 
     mirror: bool = True
     column = "fingerprint"
-    least = 0.75
+    least = 0.8
 
     def values(self, column: "pa.ChunkedArray | pa.Array") -> tuple[NDArray[Any], NDArray[np.bool_]]:
         return _rows(column, np.dtype(np.uint8), hashes.BYTES)

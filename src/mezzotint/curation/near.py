@@ -5,7 +5,7 @@ leaders, rows drawn from among them (an inverted file, Sivic and Zisserman 2003)
 that looks goes to the cell of its nearest. With cells in proportion to the square root of the rows, the work grows as rows^1.5. What is
 found so is a candidate: it is looked at again, whole.
 
-Every worker holds the cells, about `2 D + 40` bytes a row, and takes one fragment at a time; the rest stays in the table.
+Every worker holds the cells, about 2 D + 50 bytes a row, and takes one fragment at a time; the rest stays in the table.
 """
 
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXACT = 4096  # rows up to which there is one cell, so that no pair is missed
 CELLS = 4.0  # of them, over the square root of the rows
 LISTS = 8  # cells that a row is found in
-MOST = 64  # candidates of a row that are looked at again, the nearest first
+MOST = 32  # candidates of a row that are looked at again, the nearest first
 AT_ONCE = 1024  # pairs or vectors
 
 Floats = NDArray[np.float32]
@@ -121,8 +121,9 @@ class Finder:
             first += batch.num_rows
         joined = np.concatenate(vectors[1:]) if len(vectors) > 1 else vectors[0]
         clear = joined.any(1)
-        every, firsts = np.unique(np.concatenate(keys)[clear], return_index=True)
-        self.keys, self.rows = every, np.concatenate(rows)[clear][firsts]
+        every = np.concatenate(keys)[clear]
+        firsts = np.unique(every, return_index=True)[1] if self.within else np.argsort(every, kind="stable")
+        self.keys, self.rows = every[firsts], np.concatenate(rows)[clear][firsts]
         self.cells = Cells(joined[clear][firsts])
 
     def __call__(self, fragment: int) -> str:
@@ -187,11 +188,16 @@ def _keys(values: NDArray[Any]) -> NDArray[np.uint64]:
 def pairs(table: Table, look: Look, engine: EngineName = "native", workers: int = 2, among: Table | None = None) -> Rows:
     """(M, 2) numbers of a row here and of one `among` the rows of a table that are the same: this table, unless another is given.
 
-    Within a table a pair may be named once or twice, and of many equal rows each is paired with the first.
+    A pair may be named once or twice, and of equal rows each is paired with the first. Which of two is a part of the other is not known, so
+    both look for each other.
     """
+    found = _found(table, among or table, look, engine, workers)
+    return found if among is None else np.concatenate([found, _found(among, table, look, engine, workers)[:, ::-1]])
+
+
+def _found(table: Table, among: Table, look: Look, engine: EngineName, workers: int) -> Rows:
     table.check([look.column])
-    among = among or table
     among.check([look.column])
-    here, there = (str(table.path), table.version), (str(among.path), among.version)
-    parts = [json.loads(part) for _, part in deal(Finder, (here, there, look), list(table.fragments), engine, workers)]
+    where = ((str(table.path), table.version), (str(among.path), among.version), look)
+    parts = [json.loads(part) for _, part in deal(Finder, where, list(table.fragments), engine, workers)]
     return np.array([pair for part in parts for pair in part], np.int64).reshape(-1, 2)

@@ -67,6 +67,8 @@ def run(table: Table, stage: Stage, engine: EngineName = "native", workers: int 
         return table
     table.check(stage.reads)
     table = table.without(stage.writes.names)
+    if not len(table):
+        return table.with_columns(stage.writes.empty_table(), _due(table, stage))
     journal = _Journal(table, stage)
     sizes = {number: int(fragment.count_rows()) for number, fragment in table.fragments.items()}
     todo = [number for number in sizes if number not in journal.parts]
