@@ -50,7 +50,7 @@ TRANSFORMATIONS: dict[str, Callable[[Image.Image, Generator], Image.Image]] = {
         cropped(image, g.uniform(0, 0.08, 4)).resize((image.width // 2, image.height // 2)), "JPEG", 50
     ),
 }
-SHAPES, SIGNS, PLACES = range(6), range(8), list(product((0.35, 0.5, 0.65), repeat=2))
+SHAPES, SIGNS, PLACES = range(6), range(8), list(product((0.3, 0.4, 0.5), (0.35, 0.5, 0.65)))  # no two are mirror images
 COLOURS = ("red", "orange", "gold", "green", "teal", "blue", "purple", "deeppink", "saddlebrown", "black")
 
 
