@@ -141,6 +141,11 @@ def test_a_killed_run_goes_on_with_the_fragments_that_are_missing(table: Table) 
     assert not list((table.path / tables.NOTES).glob("*/*.json"))
 
 
+def test_a_fragment_is_read_alone(table: Table) -> None:
+    found = [[row for batch in table.batches(["id"], fragment=number) for row in batch["id"].to_pylist()] for number in table.fragments]
+    assert found == [[str(k) for k in range(first, min(30, first + 8))] for first in range(0, 30, 8)]
+
+
 def test_two_runs_do_not_meet_on_one_table(table: Table) -> None:
     with table.locked(), pytest.raises(UserError, match="another run is at work"), Table.open(table.path).locked():
         pass

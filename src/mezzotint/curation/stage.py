@@ -10,7 +10,7 @@ fragments that are missing, and memory is that of a fragment for each worker.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,11 +79,13 @@ def run(table: Table, stage: Stage, engine: EngineName = "native", workers: int 
         raise UserError(stage.missing)
     table.check(stage.reads)
     table = table.without(stage.writes.names)
+    if not len(table):
+        return table.with_columns(stage.writes.empty_table(), _due(table, stage))
     journal = _Journal(table, stage)
     sizes = {number: int(fragment.count_rows()) for number, fragment in table.fragments.items()}
     todo = [number for number in sizes if number not in journal.parts]
     finished = sum(sizes[number] for number in journal.parts)
-    for number, part in _work(table, stage, todo, engine, workers):
+    for number, part in deal(Worker, (str(table.path), table.version, stage), todo, engine, workers):
         journal.note(number, part)
         finished += sizes[number]
         if progress:
@@ -97,33 +99,47 @@ class Worker:
     def __init__(self, path: str, version: int, stage: Stage) -> None:
         self.table, self.stage = Table.open(path, version), stage
         self.writes, self.compute = _stamped(self.table, stage), stage.open()
+        self.failed: Exception | None = None
 
     def __call__(self, fragment: int) -> str:
         """The description of the fragment with the new columns, which no one sees before it is committed."""
-        description, _ = self.table.fragments[fragment].merge_columns(
-            self._checked, columns=list(self.stage.reads), batch_size=self.stage.rows
-        )
+        from lance.udf import BatchUDF
+
+        compute = BatchUDF(self._checked, output_schema=self.writes)  # a bare function would be tried on a row first
+        try:
+            description, _ = self.table.fragments[fragment].merge_columns(
+                compute, columns=list(self.stage.reads), batch_size=self.stage.rows
+            )
+        except Exception:
+            if self.failed:
+                raise self.failed from None
+            raise
         return json.dumps(description.to_json())
 
     def _checked(self, batch: "pa.RecordBatch") -> "pa.RecordBatch":
-        result = self.compute(batch)
+        try:
+            result = self.compute(batch)
+        except Exception as error:
+            self.failed = error  # Lance would bury it in one of its own
+            raise
         if result.num_rows != batch.num_rows:
             raise ValueError(f"stage {self.stage.kind!r} must give a row for each of {batch.num_rows}, not {result.num_rows}")
         return result.cast(self.writes)
 
 
-def _work(table: Table, stage: Stage, todo: list[int], engine: EngineName, workers: int) -> Iterator[tuple[int, str]]:
-    """Fragments and the descriptions of their new columns, as they come."""
+def deal(
+    worker: Callable[..., Callable[[int], str]], where: tuple[Any, ...], todo: Sequence[int], engine: EngineName, workers: int
+) -> Iterator[tuple[int, str]]:
+    """Fragments and what is said of them, as it comes, by workers that are each made of `where` in the process that they work in."""
     if not todo:
         return
-    where = (str(table.path), table.version, stage)
     if engine == "native" and (len(todo) == 1 or workers == 1):  # starting processes would take longer
-        worker = Worker(*where)
-        yield from ((number, worker(number)) for number in todo)
+        here = worker(*where)
+        yield from ((number, here(number)) for number in todo)
         return
     daft = start(engine)
-    remote = daft.cls(Worker, use_process=True, max_concurrency=min(workers, len(todo)))(*where)
-    frame = daft.from_pydict({"fragment": todo})
+    remote = daft.cls(worker, use_process=True, max_concurrency=min(workers, len(todo)))(*where)
+    frame = daft.from_pydict({"fragment": list(todo)})
     frame = frame.into_partitions(len(todo)) if engine == "ray" else frame.into_batches(1)
     for row in frame.with_column("part", remote(frame["fragment"])).iter_rows():
         yield row["fragment"], row["part"]

@@ -120,7 +120,7 @@ class Table:
         """All rows of some columns in order, or those of one fragment."""
         self.check(columns)
         chosen = None if fragment is None else [self.fragments[fragment]]
-        yield from self.dataset.to_batches(columns=list(columns), batch_size=rows, fragments=chosen, scan_in_order=True)
+        yield from self.dataset.scanner(columns=list(columns), batch_size=rows, fragments=chosen, scan_in_order=True).to_batches()
 
     def read(self, columns: Sequence[str]) -> "pa.Table":
         """Some columns whole: for those that are small."""
