@@ -15,6 +15,13 @@ import tyro
 from mezzotint.errors import UserError, unknown
 from mezzotint.options import (
     AverageOptions,
+    DataCaptionOptions,
+    DataCurateOptions,
+    DataDedupOptions,
+    DataIngestOptions,
+    DataInspectOptions,
+    DataReportOptions,
+    DataSnapshotOptions,
     EvalOptions,
     ExportOptions,
     ImportOptions,
@@ -46,6 +53,7 @@ The whole life of an image model in one code base.
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model
+  data       ingest, curate, deduplicate, caption and look at what a model is to learn from
   runs       list, compare and prune runs
   average    make another moving average of a run's weights
   models     list the architectures and their published sizes
@@ -53,7 +61,8 @@ The whole life of an image model in one code base.
   import     make a pipeline of a published model on this machine
   export     write a pipeline in the format of other tools
 
-Each verb has its own --help. Start with: mezzotint sample "a red star above a blue circle"
+Each verb has its own --help, and so have the verbs of data: curate, ingest, dedup, caption, report, inspect, snapshot.
+Start with: mezzotint sample "a red star above a blue circle"
 """
 
 
@@ -463,6 +472,18 @@ def _print_result(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def data(name: str) -> Callable[..., None]:
+    """A verb of the data engine."""
+
+    def verb(*arguments: Any) -> None:
+        from mezzotint import curate
+
+        with _progress() as progress:
+            getattr(curate, name)(*arguments, progress)
+
+    return verb
+
+
 def _dotted_data(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in data.items():
         if isinstance(value, dict):
@@ -523,7 +544,15 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "plan": (PlanOptions, plan),
     "import": (ImportOptions, import_),
     "export": (ExportOptions, export),
+    "data curate": (DataCurateOptions, data("curate")),
+    "data ingest": (DataIngestOptions, data("ingest")),
+    "data dedup": (DataDedupOptions, data("dedup")),
+    "data caption": (DataCaptionOptions, data("caption")),
+    "data report": (DataReportOptions, data("report")),
+    "data inspect": (DataInspectOptions, data("inspect")),
+    "data snapshot": (DataSnapshotOptions, data("snapshot")),
 }
+OPEN = ("train", "plan", "data curate")  # verbs that take fields of a recipe beside their own options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -548,14 +577,15 @@ def _verb(words: list[str]) -> int:
 
         print(f"mezzotint {__version__}")
         return 0
-    if words[0] not in VERBS:
-        raise unknown("verb", words[0], VERBS)
-    options, function = VERBS[words[0]]
-    prog = f"mezzotint {words[0]}"
-    if words[0] in ("train", "plan"):  # which take fields of a recipe beside their own options
-        parsed, rest = tyro.cli(options, args=words[1:], prog=prog, return_unknown_args=True)
+    length = 2 if words[0] == "data" else 1
+    name, arguments = " ".join(words[:length]), words[length:]
+    if name not in VERBS:
+        raise unknown("verb", name, VERBS)
+    options, function = VERBS[name]
+    if name in OPEN:
+        parsed, rest = tyro.cli(options, args=arguments, prog=f"mezzotint {name}", return_unknown_args=True)
         return _run(lambda: function(parsed, rest))
-    parsed = tyro.cli(options, args=words[1:], prog=prog)
+    parsed = tyro.cli(options, args=arguments, prog=f"mezzotint {name}")
     return _run(lambda: function(parsed))
 
 

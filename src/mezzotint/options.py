@@ -209,3 +209,108 @@ class ExportOptions:
     """A folder that diffusers' own classes load, or one .safetensors file under the publisher's names, without text encoders."""
     out: Path
     """The folder or the file to write."""
+
+
+EngineName = Literal["native", "ray"]
+
+
+@dataclass
+class DataCurateOptions:
+    """From raw files to a table worth training on: ingest, measure, find duplicates, judge, and draw the report.
+
+    Stopped at any point, the same command goes on from there. Any field of the recipe can be set by its dotted name; thresholds can be
+    changed without measuring again. Then: mezzotint train tiny.images --data TABLE
+    """
+
+    source: tyro.conf.Positional[str]
+    """A folder, tar files, parquet, a data set on disk, a list of addresses, or a table that is there already."""
+    out: Path | None = None
+    """The table, as in photos.lance; not given for a table that is there already."""
+    recipe: str = "photos"
+    """What is measured, and where it is cut: photos, pixels, clips."""
+    report: Path | None = None
+    """The page to draw; report.html beside the table if not given."""
+    engine: EngineName = "native"
+    """native: this machine. ray: the cluster that RAY_ADDRESS names."""
+    workers: int = 2
+    """Processes that work side by side."""
+
+
+@dataclass
+class DataIngestOptions:
+    """Read a source into a table, one row for each image or clip, whether it can be used or not. A table that is there gets what is new."""
+
+    source: tyro.conf.Positional[str]
+    """A folder, tar files, parquet, a data set on disk, or a list of addresses."""
+    out: Path
+    """The table, as in photos.lance."""
+
+
+@dataclass
+class DataDedupOptions:
+    """Find duplicates, and rows that an evaluation set has too."""
+
+    table: tyro.conf.Positional[Path]
+    """The table."""
+    against: Path | None = None
+    """The table of an evaluation set: say which rows it has too, instead of duplicates within."""
+    engine: EngineName = "native"
+    """native: this machine. ray: the cluster that RAY_ADDRESS names."""
+    workers: int = 2
+    """Processes that work side by side."""
+
+
+@dataclass
+class DataCaptionOptions:
+    """Write captions, short and long. Says what it will cost before it starts."""
+
+    table: tyro.conf.Positional[Path]
+    """The table."""
+    captioner: str
+    """A folder of a transformers image-to-text model, or the address of an OpenAI-compatible endpoint."""
+    model: str = ""
+    """For an endpoint: the name of its model."""
+    input_price: float = 0.0
+    """For an endpoint: dollars for a million tokens that it reads."""
+    output_price: float = 0.0
+    """And for a million that it writes."""
+    yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Start without asking where it costs money."""
+    workers: int = 1
+    """Processes that work side by side."""
+
+
+@dataclass
+class DataReportOptions:
+    """Draw the page on which a person looks at the data."""
+
+    table: tyro.conf.Positional[Path]
+    """The table."""
+    out: Path | None = None
+    """The page; TABLE.html beside the table if not given."""
+    seed: int = 0
+    """Of what is shown at random."""
+
+
+@dataclass
+class DataInspectOptions:
+    """Print one row."""
+
+    table: tyro.conf.Positional[Path]
+    """The table."""
+    row: tyro.conf.Positional[str]
+    """Its id, or its number."""
+    version: str = ""
+    """A version by number or name; the newest if not given."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass
+class DataSnapshotOptions:
+    """Give the newest version of a table a name, for --data.version of a run."""
+
+    table: tyro.conf.Positional[Path]
+    """The table."""
+    name: tyro.conf.Positional[str]
+    """The name."""

@@ -26,7 +26,8 @@ AT_ONCE = 65_536  # rows
 
 @dataclass
 class Cut(config.Config, kind="cut"):
-    """What a column must be for a row to be kept: at least `least`, at most `most`; or `empty`: null, false, "", or a list of nothing.
+    """What a column must be for a row to be kept: at least `least`, at most `most`; or `empty`: null, false, "", or a list that is empty or
+    has one of these among its values, as faults of several captions have where one of them is sound.
 
     What was not measured, being null, is no reason. optional: nor is a column that the table does not have.
     """
@@ -48,8 +49,8 @@ class Cut(config.Config, kind="cut"):
 
         if self.empty:
             if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                column = pc.list_value_length(column)
-            elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                return np.array([bool(values) and all(values) for values in column.to_pylist()], bool)
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = pc.binary_length(column)
             return np.asarray(pc.fill_null(column.cast(pa.bool_()), False))
         values = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))

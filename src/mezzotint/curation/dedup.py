@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mezzotint import config
 from mezzotint.curation import hashes
 from mezzotint.curation.near import Floats, Look, Rows, pairs
-from mezzotint.curation.stage import EngineName, run, start
+from mezzotint.curation.stage import EngineName, Progress, run, start
 from mezzotint.data.table import Table
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Duplicates(config.Config, kind="duplicates"):
         return [look for look in (self.perceptual, self.semantic) if look]
 
 
-def dedup(table: Table, what: Duplicates, engine: EngineName = "native", workers: int = 2) -> Table:
+def dedup(table: Table, what: Duplicates, engine: EngineName = "native", workers: int = 2, progress: Progress | None = None) -> Table:
     """The table with two more columns; as it was, where it has them already. The caller holds its lock.
 
     cluster: the number of the first row that is the same, its own for a row without a duplicate. duplicate_of: the id of the row of
@@ -127,7 +127,7 @@ def dedup(table: Table, what: Duplicates, engine: EngineName = "native", workers
     """
     import pyarrow as pa
 
-    table = _prepared(table, what, engine, workers)
+    table = _prepared(table, what, engine, workers, progress)
     stamp = _stamp(table, what.to_data())
     if _has(table, ("cluster", "duplicate_of"), stamp):
         return table
@@ -138,14 +138,21 @@ def dedup(table: Table, what: Duplicates, engine: EngineName = "native", workers
     return table.with_columns(columns, stamp)
 
 
-def contamination(table: Table, evaluation: Table, what: Duplicates, engine: EngineName = "native", workers: int = 2) -> Table:
+def contamination(
+    table: Table,
+    evaluation: Table,
+    what: Duplicates,
+    engine: EngineName = "native",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Table:
     """The table with a column `contaminates`: the id of a row of an evaluation set that a row is the same as, the first one; else null.
 
     An evaluation set gets fingerprints if it has none. The caller holds the locks of both.
     """
     import pyarrow as pa
 
-    table, evaluation = (_prepared(one, what, engine, workers) for one in (table, evaluation))
+    table, evaluation = (_prepared(one, what, engine, workers, progress) for one in (table, evaluation))
     stamp = _stamp(table, what.to_data()) | {"evaluation": str(evaluation.path.resolve()), "evaluation_version": evaluation.version}
     if _has(table, ("contaminates",), stamp):
         return table
@@ -173,8 +180,8 @@ def clusters(count: int, same: Rows) -> Rows:
     return np.array([root(row) for row in range(count)], np.int64)
 
 
-def _prepared(table: Table, what: Duplicates, engine: EngineName, workers: int) -> Table:
-    return run(table, hashes.Fingerprints(), engine, workers) if what.perceptual else table
+def _prepared(table: Table, what: Duplicates, engine: EngineName, workers: int, progress: Progress | None) -> Table:
+    return run(table, hashes.Fingerprints(), engine, workers, progress) if what.perceptual else table
 
 
 def _stamp(table: Table, settings: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,12 @@ def render(title: str, stages: list[Stage], prompts: list[str], facts: dict[str,
     for stage in stages:
         if len(stage.images) not in (0, len(prompts)):
             raise ValueError(f"stage {stage.name!r} must have one image for each of {len(prompts)} prompts, got {len(stage.images)}")
+    return page(title, facts, [_scores(stages), _stages(stages), _pictures(stages, prompts)])
+
+
+def page(title: str, facts: dict[str, str], sections: list[str]) -> str:
+    """A page of its own, of sections that are HTML already; all other text is plain."""
+    content = "\n".join(sections)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -74,9 +80,7 @@ def render(title: str, stages: list[Stage], prompts: list[str], facts: dict[str,
 <main>
 <h1>{escape(title)}</h1>
 {_facts(facts)}
-{_scores(stages)}
-{_stages(stages)}
-{_pictures(stages, prompts)}
+{content}
 </main>
 </body>
 </html>
@@ -126,11 +130,11 @@ def _score_cells(values: list[float | None]) -> list[str]:
             cells.append('<td class="soft">–</td>')
         else:
             alarm = "" if math.isfinite(value) else ' class="alarm"'
-            cells.append(f"<td{alarm}>{_number(value, whole)}</td>")
+            cells.append(f"<td{alarm}>{number(value, whole)}</td>")
     return cells
 
 
-def _number(value: float, whole: bool = False) -> str:
+def number(value: float, whole: bool = False) -> str:
     """A number as short as it stays readable: 0.932, 12.3, 1234, 4.2e-05; without decimals where `whole`; nan and inf as such."""
     size = abs(value)
     if not math.isfinite(value):
@@ -282,16 +286,16 @@ def _place(point: tuple[float, float], horizontal: tuple[float, float], vertical
 def _axes(horizontal: tuple[float, float], vertical: tuple[float, float], across: str, up: str) -> str:
     """Rules, ticks and the names of both axes; steps are whole numbers."""
     parts = []
-    spacing = _tick_spacing(vertical, 5)
-    for tick in _ticks(vertical, spacing):
+    spacing = tick_spacing(vertical, 5)
+    for tick in ticks(vertical, spacing):
         y = TOP + _place((0, tick), horizontal, vertical)[1]
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{CHART_WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick_label(tick, spacing)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick_label(tick, spacing)}</text>')
     bottom = TOP + PLOT_HEIGHT
-    spacing = max(1.0 if across == "step" else 0.0, _tick_spacing(horizontal, 5))
-    for tick in _ticks(horizontal, spacing):
+    spacing = max(1.0 if across == "step" else 0.0, tick_spacing(horizontal, 5))
+    for tick in ticks(horizontal, spacing):
         x = LEFT + _place((tick, 0), horizontal, vertical)[0]
-        label = f"{tick / 1000:g}k" if tick and horizontal[1] >= 10_000 else _tick_label(tick, spacing)
+        label = f"{tick / 1000:g}k" if tick and horizontal[1] >= 10_000 else tick_label(tick, spacing)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{label}</text>')
     parts.append(f'<path class="axis" d="M{LEFT},{TOP}V{bottom}H{CHART_WIDTH - RIGHT}"/>')
@@ -301,19 +305,19 @@ def _axes(horizontal: tuple[float, float], vertical: tuple[float, float], across
     return "\n".join(parts)
 
 
-def _tick_spacing(ends: tuple[float, float], most: int) -> float:
+def tick_spacing(ends: tuple[float, float], most: int) -> float:
     """The smallest of 1, 2, 5 times a power of ten that puts at most `most` intervals between the ends."""
     least = (ends[1] - ends[0]) / most or 1.0
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def _ticks(ends: tuple[float, float], spacing: float) -> list[float]:
+def ticks(ends: tuple[float, float], spacing: float) -> list[float]:
     """The multiples of the spacing between the ends, both included."""
     return [i * spacing for i in range(math.ceil(ends[0] / spacing - 1e-9), math.floor(ends[1] / spacing + 1e-9) + 1)]
 
 
-def _tick_label(tick: float, spacing: float) -> str:
+def tick_label(tick: float, spacing: float) -> str:
     decimals = max(0, -math.floor(math.log10(spacing) + 1e-9))
     return f"{tick:.{decimals}f}" if decimals <= 4 and abs(tick) < 1e6 else f"{tick:.2e}"
 
@@ -321,7 +325,7 @@ def _tick_label(tick: float, spacing: float) -> str:
 def _summary(title: str, measure: str, smooth: Curve, held: Curve, lost: int) -> str:
     """The chart in words, for those who do not see it."""
     parts = [
-        f"{name} from {_number(curve[0][1])} at step {curve[0][0]} to {_number(curve[-1][1])} at step {curve[-1][0]}"
+        f"{name} from {number(curve[0][1])} at step {curve[0][0]} to {number(curve[-1][1])} at step {curve[-1][0]}"
         for name, curve in ((measure, smooth), (f"held-out {measure}", held))
         if curve
     ]

@@ -1,0 +1,159 @@
+"""The verbs of `mezzotint data`: what the data engine does, from the command line."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from mezzotint.curation import caption as captions
+from mezzotint.curation import dedup as duplicates
+from mezzotint.curation import look
+from mezzotint.curation.caption_faults import CaptionFaults
+from mezzotint.curation.cuts import Curation, funnel
+from mezzotint.curation.cuts import curate as run_recipe
+from mezzotint.curation.endpoint import Endpoint
+from mezzotint.curation.stage import run
+from mezzotint.data.ingest import ingest as read_source
+from mezzotint.data.table import Table, is_table
+from mezzotint.errors import UserError, unknown
+from mezzotint.recipes import curation as recipes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from mezzotint.options import (
+        DataCaptionOptions,
+        DataCurateOptions,
+        DataDedupOptions,
+        DataIngestOptions,
+        DataInspectOptions,
+        DataReportOptions,
+        DataSnapshotOptions,
+    )
+
+RECIPES: dict[str, Callable[[], Curation]] = {"photos": recipes.photos, "pixels": recipes.pixels, "clips": recipes.clips}
+
+
+def curate(options: "DataCurateOptions", rest: Sequence[str], progress: "Progress") -> None:
+    """Ingest, measure, find duplicates, judge, draw the report."""
+    recipe = _recipe(options.recipe, rest)
+    if is_table(options.source):
+        table = Table.open(options.source)
+    elif options.out is None:
+        raise UserError(f"{options.source!r} is no table; say where to make one of it with --out NAME.lance")
+    else:
+        table = _ingested(options.source, options.out, progress)
+    for lacking in recipe.skipped():
+        progress.console.print(f"left out: {lacking}")
+    bars = _Bars(progress)
+    with table.locked():
+        table = run(table, CaptionFaults(), options.engine, options.workers, bars("captions"))
+        table = duplicates.dedup(table, duplicates.Duplicates(), options.engine, options.workers, bars("duplicates"))
+        table = run_recipe(table, recipe, options.engine, options.workers, bars.named)
+    for reason, count in funnel(table).items():
+        if count:
+            print(f"{reason:16} {count:>9,}")
+    _draw(table, options.report, 0)
+    print(f"train: mezzotint train tiny.images --data {table.path}")
+
+
+def ingest(options: "DataIngestOptions", progress: "Progress") -> None:
+    """A source into a table."""
+    table = _ingested(options.source, options.out, progress)
+    print(f"table: {table.path}, version {table.version}, {len(table):,} rows")
+
+
+def dedup(options: "DataDedupOptions", progress: "Progress") -> None:
+    """Duplicates within a table, or rows that another has too."""
+    table, bars, what = Table.open(options.table), _Bars(progress), duplicates.Duplicates()
+    with table.locked():
+        if options.against is None:
+            table = duplicates.dedup(table, what, options.engine, options.workers, bars("duplicates"))
+            column, words = "duplicate_of", "duplicates"
+        else:
+            other = Table.open(options.against)
+            with other.locked():
+                table = duplicates.contamination(table, other, what, options.engine, options.workers, bars("comparing"))
+            column, words = "contaminates", f"rows that {options.against} has too"
+    found = len(table) - table.read([column])[column].null_count
+    print(f"{found:,} {words} of {len(table):,}; column {column!r} says which")
+
+
+def caption(options: "DataCaptionOptions", progress: "Progress") -> None:
+    """Captions for all rows, after saying what they cost."""
+    table = Table.open(options.table)
+    by: captions.Captioner = captions.Network(path=options.captioner)
+    if "://" in options.captioner:
+        by = Endpoint(url=options.captioner, model=options.model, input_price=options.input_price, output_price=options.output_price)
+    cost = captions.estimate(table, by)
+    print(f"{cost.rows:,} pictures, at most {cost.tokens_in:,} tokens read and {cost.tokens_out:,} written: ${cost.price:,.2f}")
+    if cost.price and not options.yes:
+        raise UserError("captions from this endpoint cost money; give the same command with --yes to start")
+    bars = _Bars(progress)
+    with table.locked():
+        table = captions.caption(table, by, workers=options.workers, progress=bars("captions"))
+        for column in ("captions", "captions_short", "captions_long"):
+            table = run(table, CaptionFaults(column), workers=options.workers, progress=bars(f"checks of {column}"))
+    print(f"table: {table.path}, version {table.version}")
+
+
+def report(options: "DataReportOptions", progress: "Progress") -> None:
+    """The page on which a person looks at the data."""
+    _draw(Table.open(options.table), options.out, options.seed)
+
+
+def inspect(options: "DataInspectOptions", progress: "Progress") -> None:
+    """One row."""
+    version = int(options.version) if options.version.isdigit() else options.version or None
+    found = look.inspect(Table.open(options.table, version), options.row)
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:20} {value}")
+
+
+def snapshot(options: "DataSnapshotOptions", progress: "Progress") -> None:
+    """A name for the newest version."""
+    table = Table.open(options.table)
+    table.snapshot(options.name)
+    print(f"{options.name}: version {table.version} of {table.path}")
+
+
+def _recipe(name: str, words: Sequence[str]) -> Curation:
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    recipe = RECIPES[name]()
+    conf = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return tyro.cli(type(recipe), default=recipe, args=words, config=conf, prog=f"mezzotint data curate --recipe {name}")
+
+
+def _ingested(source: str, out: Path, progress: "Progress") -> Table:
+    bars = _Bars(progress)
+    table, told = read_source(source, out, progress=lambda what, count: bars.named(what, count, None))
+    progress.console.print(str(told))
+    return table
+
+
+def _draw(table: Table, out: Path | None, seed: int) -> None:
+    page = out or table.path.with_suffix(".html")
+    page.write_text(look.render(table, seed=seed), encoding="utf-8")
+    print(f"report: {page}")
+
+
+class _Bars:
+    """A bar for each part of the work, which appears when it begins."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self.progress, self.tasks = progress, dict[str, Any]()
+
+    def __call__(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.named(name, done, total)
+
+    def named(self, name: str, done: int, total: int | None) -> None:
+        """So much of a part is done."""
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total)
+        self.progress.update(self.tasks[name], completed=done, total=total)
