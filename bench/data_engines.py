@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=24)
     options = parser.parse_args()
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -46,6 +47,7 @@ def main() -> None:
             made[name] = table.read([column for column in table.columns if column != "content"])
     same = made["one"].equals(made["ray"])
     print(json.dumps({"rows": len(samples), "nodes": 2, "same": same, **{f"seconds.{name}": value for name, value in seconds.items()}}))
+    ray.shutdown()
     cluster.shutdown()
     sys.exit(not same)
 
