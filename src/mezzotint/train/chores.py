@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.data.batch import Stored
 from mezzotint.evals.report import Stage, render
 from mezzotint.pictures import grid, png_bytes
 from mezzotint.pipeline import Pipeline
@@ -39,6 +40,7 @@ class Chores:
         self.norms: dict[str, Norms] = {}
         self.drawn: list[bytes] = []
         self.note = ""
+        self.listed = len(trainer.source.bad) if isinstance(trainer.source, Stored) else 0
 
     @property
     def enough(self) -> bool:
@@ -73,6 +75,7 @@ class Chores:
         every, evaluation = self.config.train, self.config.evaluation
         if self.due(every.log):
             self._log(metrics)
+            self._list()
         looked = False
         if self.due(every.evaluate):
             self._held_out()
@@ -130,6 +133,12 @@ class Chores:
         )
         loss = f"loss {values['loss']:.4g}  " if "loss" in values else ""
         self.note = f"{loss}{speed['images_per_second']:.3g} images/s  {speed['matmul_share']:.0%} of matmul  {speed['memory_gb']:.3g} GB"
+
+    def _list(self) -> None:
+        """What this rank found unusable in the data since the last time."""
+        if isinstance(self.trainer.source, Stored) and (found := self.trainer.source.bad[self.listed :]):
+            self.listed += len(found)
+            self.write(set_aside=[vars(bad) for bad in found])
 
     def _held_out(self) -> None:
         losses = heldout_loss(self.trainer.pipeline, self.trainer.source.held_out(self.config.train.held_out))

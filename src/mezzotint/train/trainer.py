@@ -25,6 +25,7 @@ from mezzotint.config import Config
 from mezzotint.data.batch import Batch, Loader, Source
 from mezzotint.data.folder import FolderConfig
 from mezzotint.data.pairs import PairsConfig
+from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
@@ -93,7 +94,7 @@ class RunConfig(config.Config, kind="run"):
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    data: WorldsConfig | FolderConfig | PairsConfig = field(default_factory=WorldsConfig)
+    data: WorldsConfig | FolderConfig | PairsConfig | TableConfig = field(default_factory=WorldsConfig)
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -124,6 +125,8 @@ class Trainer:
         progress: Progress | None = None,
         track: TrackerName | None = None,
     ) -> None:
+        if isinstance(config.data, TableConfig):
+            config = config.replace(data=config.data.pinned(folder))
         self.config, self.folder, self.track = config, folder, track
         self.ranks = Ranks(config.parallel)
         self.micros = self.ranks.share(config.train.accumulate)
@@ -141,6 +144,8 @@ class Trainer:
             lora.add(pipeline.denoiser, config.adapter)
         self.method = config.method.build(pipeline.to(self.ranks.device))
         self.source = source or config.data.build()
+        if isinstance(self.source, Rows):
+            self.source.check(pipeline)
         self.loader = Loader(self.source, config.train.batch, streams=config.train.accumulate, device=self.ranks.device)
         self.saver = checkpoint.Saver(folder / "checkpoints", self.ranks.rank, self.ranks.world, config.train.keep)
         self.guard = Guard(config.guard)
@@ -204,7 +209,7 @@ class Trainer:
         task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
         self.stop = StopRequest(every.deadline)
         try:
-            with closing(chores), self.stop, enough_memory(every.batch, every.accumulate):
+            with closing(chores), closing(self.loader), self.stop, enough_memory(every.batch, every.accumulate):
                 while self.step < every.steps and not chores.enough:
                     self._round()
                     if self.progress and task is not None:
