@@ -51,7 +51,7 @@ class LatentsConfig(Stage, kind="latents"):
         return _column(self.column)
 
     @cached_property
-    def stamp(self) -> dict[str, Any]:  # type: ignore[override]
+    def stamp(self) -> dict[str, Any]:
         made = codec_stamp(load(self.pipeline))
         return {"kind": self.kind, **made, "size": self.size, "multiple": self.multiple, "dtype": self.dtype, "revision": self.revision}
 
@@ -107,7 +107,7 @@ class StatesConfig(Stage, kind="states"):
         return _column(self.column)
 
     @cached_property
-    def stamp(self) -> dict[str, Any]:  # type: ignore[override]
+    def stamp(self) -> dict[str, Any]:
         made = text_stamp(load(self.pipeline))
         return {"kind": self.kind, **made, "captions": list(self.captions), "dtype": self.dtype, "revision": self.revision}
 

@@ -299,12 +299,12 @@ class Rows:
                 return
             self._faulty.add(number)
             self.bad.append(Bad(name, reason))
-        warnings.warn(f"{name!r} of {self.config.path!r} is replaced by another row: {reason}", stacklevel=2)
-        total = len(self.training) + len(self._held_out)
-        if len(self.bad) > self.config.max_bad * total:
+        warnings.warn(f"{name!r} of {self.config.path!r} is set aside: {reason}", stacklevel=2)
+        count, total = len(self._faulty), len(self.training) + len(self._held_out)
+        if count > self.config.max_bad * total:
             raise UserError(
-                f"{len(self.bad)} of {total} rows of {self.config.path!r} cannot be decoded, the last being {name!r} ({reason}); filter "
-                f"the table, or go on without them with max_bad of {len(self.bad) / total:.3g} or more"
+                f"{count} of {total} rows of {self.config.path!r} cannot be decoded, the last being {name!r} ({reason}); filter the table, "
+                f"or go on without them with max_bad of {count / total:.3g} or more"
             )
 
 
