@@ -1,5 +1,6 @@
 """Properties of a table as a source: the stream, the split, captions, parts, buckets, rows that cannot be decoded, and versions."""
 
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -10,11 +11,13 @@ import pytest
 import torch
 from tables import batches, create, damaged, picture, row
 
+from mezzotint.cli import main
 from mezzotint.config import Config
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.table import Table
 from mezzotint.errors import UserError
+from mezzotint.train.log import read
 
 ROWS = 30
 SHAPES = ((12, 8), (8, 8), (8, 12))
@@ -274,16 +277,16 @@ def test_settings_are_stored_and_checked(place: Path) -> None:
 
 
 def test_of_a_large_table_only_small_columns_are_read_at_the_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
+    seen: list[str] = []
     whole = Table.read
 
     def watched(self: Table, columns: list[str]) -> pa.Table:
-        read.extend(columns)
+        seen.extend(columns)
         return whole(self, columns)
 
     monkeypatch.setattr(Table, "read", watched)
     build(place)
-    assert set(read) == {"sha256", "width", "height", "media", "fault"}
+    assert set(seen) == {"sha256", "width", "height", "media", "fault"}
 
 
 def test_pictures_of_small_tables_stay_in_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,11 +299,11 @@ def test_pictures_of_small_tables_stay_in_memory(place: Path, monkeypatch: pytes
 def test_reading_and_training_go_on_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a step takes its time, the next batches are read."""
     source = build(place, workers=2)
-    read = source.read
+    quick = source.read
 
     def slow(number: int, size: int) -> Batch:
         time.sleep(0.05)
-        return read(number, size)
+        return quick(number, size)
 
     monkeypatch.setattr(source, "read", slow)
     loader = Loader(source, 2)
@@ -310,3 +313,28 @@ def test_reading_and_training_go_on_together(place: Path, monkeypatch: pytest.Mo
     next(loader)
     assert loader.waited - before < 0.04
     loader.close()
+
+
+# The command line.
+
+
+@pytest.mark.filterwarnings("ignore:.*is set aside")
+def test_a_run_on_a_table_that_grows_meanwhile_is_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [damaged(f"{seed}", seed) if seed == 4 else row(f"{seed}", picture(seed)) for seed in range(20)]
+    table = create(tmp_path / "t.lance", rows)
+    words = ["train", "tiny.images", "--size", "xs", "--data", str(table.path), "--data.max-bad", "0.1", "--data.captions", "captions", "1"]
+    words += ["--data.mixture", "source = 'here'", "1", "--train.batch", "4", "--train.steps", "4", "--train.accumulate", "2"]
+    words += ["--train.log", "1", "--train.checkpoint", "2", "--train.held-out", "2"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert "20 of 20 rows" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000004")
+    table.append(batches([row(f"{seed}", picture(seed)) for seed in range(20, 40)]))
+    assert main([*words, "--out", str(tmp_path / "parts"), "--data.workers", "3"]) == 0
+    losses = [[line["loss"] for line in read(tmp_path / run / "metrics.jsonl") if "loss" in line] for run in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    aside = [bad for line in read(tmp_path / "whole" / "metrics.jsonl") for bad in line.get("set_aside", [])]
+    assert [bad["file"] for bad in aside] == ["4"]
+    assert main([*words, "--out", str(tmp_path / "parts"), "--data.version", str(table.latest.version)]) == 2
+    assert "data.version was" in capsys.readouterr().err
