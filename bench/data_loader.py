@@ -95,7 +95,7 @@ def webdataset_peer(folder: Path, size: int, workers: int) -> Iterator[torch.Ten
     import webdataset as wds
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
-    samples = wds.WebDataset(shards, shardshuffle=len(shards), resampled=True).shuffle(100).decode("pil").to_tuple("jpg")
+    samples = wds.WebDataset(shards, shardshuffle=False, resampled=True).shuffle(100).decode("pil").to_tuple("jpg")
     loader = torch.utils.data.DataLoader(samples.map(partial(_second, size)), BATCH, num_workers=workers)
     return endless(lambda: iter(loader))
 
@@ -173,8 +173,7 @@ def measure(folder: Path, peer: str, size: int, workers: int, rounds: int, batch
     took: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(rounds + 1):
         for name, source in sorted({"ours": ours, "theirs": theirs}.items(), reverse=bool(turn % 2)):
-            time.sleep(0.2)  # what was read ahead meanwhile is taken next, and not counted
-            seconds(source, 2 * workers + 1)
+            seconds(source, 3 * workers)  # what was read ahead meanwhile, and not counted
             took[name].append(seconds(source, batches))
     ours.loader.close()
     ratios = [theirs / ours for ours, theirs in zip(took["ours"][1:], took["theirs"][1:], strict=True)]

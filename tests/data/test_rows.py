@@ -136,25 +136,26 @@ def test_copies_fall_on_one_side_and_rows_that_come_later_move_none(tmp_path: Pa
 
 
 def test_rows_with_something_against_them_are_left_out_and_counted(tmp_path: Path) -> None:
-    kinds = [{}, {"fault": "empty file"}, {"media": "clip"}, {}, {}, {"source": "far"}]
+    kinds = [{}, {"fault": "empty file"}, {"media": "clip"}, {}, {}, {"source": "far"}, {"opt_out": True}]
     table = create(tmp_path / "t.lance", [row(f"{seed}", picture(seed), **kind) for seed, kind in enumerate(kinds)])
-    table.with_columns(pa.table({"verdict": ["", "", "", "too small", None, ""]}), {"stage": "test"})
+    table.with_columns(pa.table({"verdict": ["", "", "", "too small", None, "", ""]}), {"stage": "test"})
     source = build(table.path, where="source = 'here'")
     assert sorted(source.batch(0, len(source)).ids + source.held_out(9).ids) == ["0", "4"]
-    for part in (
-        "2 of 6",
-        "1 to train on",
-        "1 held out",
-        "1 left out: a fault",
-        "1 left out: a verdict",
-        "1 left out: clips",
-        "1 left out: not",
-    ):
-        assert part in source.report()
+    assert "2 of 7 rows" in source.report()
+    for why in ("a fault", "a verdict", "clips", "the owner opted out", "not source = 'here'"):
+        assert f"1 left out: {why}" in source.report()
     with pytest.raises(UserError, match=r"no row of .* can be trained on"):
         build(table.path, where="source = 'nowhere'")
     with pytest.raises(UserError, match="is no condition on the rows"):
         build(table.path, where="nothing = 1")
+
+
+def test_rows_come_as_often_as_they_repeat(tmp_path: Path) -> None:
+    table = create(tmp_path / "t.lance", [row(f"{seed}", picture(seed)) for seed in range(9)])
+    table.with_columns(pa.table({"repeats": pa.array([3, 1, None] * 3, pa.int32())}), {"stage": "test"})
+    source = build(table.path)
+    expected = {f"{seed}": (3, 1, 1)[seed % 3] for seed in range(9) if f"{seed}" not in source.held_out(9).ids}
+    assert Counter(source.batch(1, len(source)).ids) == expected
 
 
 def test_parts_come_in_their_proportions_and_their_rows_equally_often(place: Path) -> None:
@@ -286,7 +287,7 @@ def test_of_a_large_table_only_small_columns_are_read_at_the_start(place: Path, 
 
     monkeypatch.setattr(Table, "read", watched)
     build(place)
-    assert set(seen) == {"sha256", "width", "height", "media", "fault"}
+    assert set(seen) == {"sha256", "width", "height", "media", "opt_out", "fault"}
 
 
 def test_pictures_of_small_tables_stay_in_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

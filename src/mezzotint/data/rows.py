@@ -4,8 +4,8 @@ In: a table at one version, and which of its rows, pictures and captions a run t
 decoded when they are asked for, and a list of what could not be.
 How: of all rows only a few small columns are read, once; what stands at a place of the stream is computed (`data.order`). So a run begins
 at any place at once, and any number of ranks sees the same stream.
-Gotchas: rows with a fault or a verdict, clips, and those that `where` leaves out are never read. A row that cannot be decoded is replaced
-by the next one of its kind, which is a function of the table alone: a batch is the same whenever it is read.
+Gotchas: rows with a fault or a verdict, of owners who opted out, clips, and those that `where` leaves out are never read. A row that cannot
+be decoded is replaced by the next one of its kind, which is a function of the table alone: a batch is the same whenever it is read.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEMORY = 1 << 30  # bytes: pictures that take no more altogether stay in memory once they are decoded
-SMALL = ("sha256", "width", "height", "media", "fault")
-VERDICT = "verdict"
+SMALL = ("sha256", "width", "height", "media", "opt_out", "fault")
+VERDICT, REPEATS = "verdict", "repeats"  # columns that a table need not have
 CAPTIONS = "captions"
 CENTRE = (0.5, 0.5)
 
@@ -54,10 +54,11 @@ class TableConfig(config.Config, kind="table"):
     size: side of the square pictures, in pixels. multiple: 0 for squares; else pictures have shapes of about that area (`data.buckets`),
     whose sides are multiples of it. where: a condition on columns, as in SQL, that rows must fulfil. captions: columns with captions and
     how often each is taken; the column `captions` alone if empty. mixture: conditions, and how often a row that fulfils each of them
-    comes; every row once an epoch if empty. crop: what is cut out. flip: mirror half of the training pictures, left to right. held_out:
-    share of the rows kept out of training. max_bad: the share of rows that cannot be decoded above which the run ends. latents, states:
-    columns of `curation.cache` that are taken in the place of pictures and with the prompts; none if empty. seed: of the order, captions,
-    cuts and flips; the split does not depend on it. workers: threads that read, one for each core if 0; no number depends on it.
+    comes; if empty, every row comes once an epoch, or as often as its `repeats` says. crop: what is cut out. flip: mirror half of the
+    training pictures, left to right. held_out: share of the rows kept out of training. max_bad: the share of rows that cannot be decoded
+    above which the run ends. latents, states: columns of `curation.cache` that are taken in the place of pictures and with the prompts;
+    none if empty. seed: of the order, captions, cuts and flips; the split does not depend on it. workers: threads that read, one for each
+    core if 0; no number depends on it.
     """
 
     path: str = ""
@@ -123,13 +124,17 @@ class Rows:
         table.check([*config.captions, *filter(None, (config.latents, config.states))])
         self.table, self.config = table, config
         self.left_out: dict[str, int] = {}
-        small = table.read([name for name in (*SMALL, VERDICT) if name in table.columns])
+        small = table.read([*SMALL, *(name for name in (VERDICT, REPEATS) if name in table.columns)])
         rows = np.flatnonzero(self._usable(small) if usable is None else usable)
+        self.used = len(rows)
         if not len(rows):
             reasons = ", ".join(f"{count} left out: {why}" for why, count in self.left_out.items())
             raise UserError(f"no row of {config.path!r} can be trained on ({reasons or 'it is empty'}); look at its faults and verdicts")
         ours = leading(small["sha256"].take(rows).to_pylist()) if digests is None else digests[rows]
         self.training, self._held_out = (torch.from_numpy(rows)[side] for side in split(ours, config.held_out))
+        if REPEATS in small.column_names:
+            times = torch.from_numpy(small[REPEATS].fill_null(1).to_numpy())
+            self.training = self.training.repeat_interleave(times[self.training])
         self.version = f"table {table.version} {hashlib.sha256(ours.tobytes()).hexdigest()[:16]}"
         self.shapes, assigned = self._bucketed(small, rows)
         self.order = Order(self._parts(), list(config.mixture.values()) or [1.0], assigned, len(self.shapes), config.seed)
@@ -142,7 +147,7 @@ class Rows:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """The number of training rows."""
+        """The number of samples of an epoch."""
         return len(self.training)
 
     def batch(self, number: int, size: int) -> Batch:
@@ -198,8 +203,8 @@ class Rows:
         """A few lines for a person: how many rows are used, held out, and left out for which reasons."""
         held_out = len(self._held_out)
         lines = [
-            f"{len(self) + held_out:,} of {len(self.table):,} rows of {self.config.path!r}, version {self.table.version}",
-            f"{len(self):,} to train on, {held_out:,} held out",
+            f"{self.used:,} of {len(self.table):,} rows of {self.config.path!r}, version {self.table.version}",
+            f"{self.used - held_out:,} to train on, {held_out:,} held out",
         ]
         return "\n".join(lines + [f"{count:,} left out: {why}" for why, count in self.left_out.items()])
 
@@ -209,6 +214,7 @@ class Rows:
         """(N,) rows that nothing speaks against; what speaks against the others is counted."""
         usable = np.ones(len(self.table), dtype=bool)
         against = {"clips": small["media"].to_numpy() != "image", "a fault": small["fault"].to_numpy() != ""}
+        against["the owner opted out"] = small["opt_out"].fill_null(False).to_numpy()
         if VERDICT in small.column_names:
             against["a verdict"] = small[VERDICT].fill_null("").to_numpy() != ""
         if self.config.where:
@@ -300,7 +306,7 @@ class Rows:
             self._faulty.add(number)
             self.bad.append(Bad(name, reason))
         warnings.warn(f"{name!r} of {self.config.path!r} is set aside: {reason}", stacklevel=2)
-        count, total = len(self._faulty), len(self.training) + len(self._held_out)
+        count, total = len(self._faulty), self.used
         if count > self.config.max_bad * total:
             raise UserError(
                 f"{count} of {total} rows of {self.config.path!r} cannot be decoded, the last being {name!r} ({reason}); filter the table, "
