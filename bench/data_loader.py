@@ -6,6 +6,7 @@
     datasets     Hugging Face's `datasets` over Parquet with an image column, shuffled by rows, in the same DataLoader.
 Everybody reads the same JPEG files from the page cache, shuffled, with the same number of workers (threads here, processes there), cuts the
 same square by the same filter, and ends with (B, 3, H, W) uint8 on the host. Starting workers and the first batch are not counted.
+`core_ratio.PEER`    the same of the time that cores work for a sample: what is left of it where other work runs on the machine.
 `epoch_start_ms`     from opening the table to the first batch, beside it.
 
     python bench/data_loader.py [--only torch] [--images 256] [--size 256] [--workers 2] [--rounds 7]
@@ -15,12 +16,15 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import statistics
 import tarfile
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,15 +80,15 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
             return torch.from_numpy(np.ascontiguousarray(squared(self.size, Image.open(file))))
 
 
-def endless(make: Callable[[], Iterator[torch.Tensor]]) -> Iterator[torch.Tensor]:
-    while True:
-        yield from make()
+def shuffled(rows: Any, workers: int) -> Iterator[Any]:
+    """Batches of rows in permutation after permutation. One sampler gives all of them: a small set has no pauses between its epochs."""
+    sampler = torch.utils.data.RandomSampler(rows, num_samples=1 << 20)
+    return iter(torch.utils.data.DataLoader(rows, BATCH, sampler=sampler, num_workers=workers))
 
 
 def torch_peer(folder: Path, size: int, workers: int) -> Iterator[torch.Tensor]:
     files = Files(sorted((folder / "files").iterdir()), size)
-    loader = torch.utils.data.DataLoader(files, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
-    return endless(lambda: iter(loader))
+    return shuffled(files, workers)
 
 
 def _second(size: int, sample: tuple[Image.Image]) -> torch.Tensor:
@@ -96,8 +100,7 @@ def webdataset_peer(folder: Path, size: int, workers: int) -> Iterator[torch.Ten
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     samples = wds.WebDataset(shards, shardshuffle=False, resampled=True).shuffle(100).decode("pil").to_tuple("jpg")
-    loader = torch.utils.data.DataLoader(samples.map(partial(_second, size)), BATCH, num_workers=workers)
-    return endless(lambda: iter(loader))
+    return iter(torch.utils.data.DataLoader(samples.map(partial(_second, size)), BATCH, num_workers=workers))
 
 
 def _transformed(size: int, rows: dict[str, list[Image.Image]]) -> dict[str, list[torch.Tensor]]:
@@ -110,8 +113,7 @@ def datasets_peer(folder: Path, size: int, workers: int) -> Iterator[torch.Tenso
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_parquet(str(folder / "rows.parquet"), cache_dir=str(folder / "cache"))
     rows = rows.cast_column("image", datasets.Image()).with_transform(partial(_transformed, size))
-    loader = torch.utils.data.DataLoader(rows, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
-    return endless(lambda: (batch["image"] for batch in loader))
+    return (batch["image"] for batch in shuffled(rows, workers))
 
 
 PEERS: dict[str, Callable[[Path, int, int], Iterator[torch.Tensor]]] = {
@@ -160,27 +162,38 @@ def write(folder: Path, images: int) -> None:
     Table.create(folder / "t.lance", [pa.RecordBatch.from_pylist(rows, schema=tables.schema())])
 
 
-def seconds(batches: Iterator[torch.Tensor], number: int) -> float:
-    """How long so many batches take."""
-    start = time.perf_counter()
+def worked() -> float:
+    """Seconds of all cores that this process and its workers have used, where the system tells those of the workers (Linux)."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        with suppress(OSError):
+            times = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            total += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def seconds(batches: Iterator[torch.Tensor], number: int) -> tuple[float, float]:
+    """How long so many batches take, and how long the cores work for them."""
+    start, before = time.perf_counter(), worked()
     for _ in range(number):
         assert len(next(batches)) == BATCH
-    return time.perf_counter() - start
+    return time.perf_counter() - start, worked() - before
 
 
 def measure(folder: Path, peer: str, size: int, workers: int, rounds: int, batches: int) -> dict[str, float]:
     ours, theirs = Ours(folder, size, workers), PEERS[peer](folder, size, workers)
-    took: dict[str, list[float]] = {"ours": [], "theirs": []}
+    took: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for turn in range(rounds + 1):
         for name, source in sorted({"ours": ours, "theirs": theirs}.items(), reverse=bool(turn % 2)):
             seconds(source, 3 * workers)  # what was read ahead meanwhile, and not counted
             took[name].append(seconds(source, batches))
     ours.loader.close()
-    ratios = [theirs / ours for ours, theirs in zip(took["ours"][1:], took["theirs"][1:], strict=True)]
+    pairs = list(zip(took["ours"][1:], took["theirs"][1:], strict=True))
     return {
-        f"loader_ratio.{peer}": statistics.median(ratios),
-        f"images_per_second.{peer}": BATCH * batches / statistics.median(took["theirs"][1:]),
-        "images_per_second.ours": BATCH * batches / statistics.median(took["ours"][1:]),
+        f"loader_ratio.{peer}": statistics.median(theirs[0] / ours[0] for ours, theirs in pairs),
+        f"core_ratio.{peer}": statistics.median(theirs[1] / ours[1] for ours, theirs in pairs),
+        f"images_per_second.{peer}": BATCH * batches / statistics.median(theirs[0] for _, theirs in pairs),
+        "images_per_second.ours": BATCH * batches / statistics.median(ours[0] for ours, _ in pairs),
         "epoch_start_ms": 1e3 * ours.start,
     }
 

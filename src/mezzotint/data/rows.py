@@ -43,6 +43,7 @@ MEMORY = 1 << 30  # bytes: pictures that take no more altogether stay in memory 
 SMALL = ("sha256", "width", "height", "media", "opt_out", "fault")
 VERDICT, REPEATS = "verdict", "repeats"  # columns that a table need not have
 CAPTIONS = "captions"
+MOST_WORKERS = 8  # unless more are asked for: each holds a batch in memory
 CENTRE = (0.5, 0.5)
 
 
@@ -58,7 +59,7 @@ class TableConfig(config.Config, kind="table"):
     training pictures, left to right. held_out: share of the rows kept out of training. max_bad: the share of rows that cannot be decoded
     above which the run ends. latents, states: columns of `curation.cache` that are taken in the place of pictures and with the prompts;
     none if empty. seed: of the order, captions, cuts and flips; the split does not depend on it. workers: threads that read, one for each
-    core if 0; no number depends on it.
+    core, but no more than `MOST_WORKERS`, if 0; no number depends on it.
     """
 
     path: str = ""
@@ -133,12 +134,12 @@ class Rows:
         ours = leading(small["sha256"].take(rows).to_pylist()) if digests is None else digests[rows]
         self.training, self._held_out = (torch.from_numpy(rows)[side] for side in split(ours, config.held_out))
         if REPEATS in small.column_names:
-            times = torch.from_numpy(small[REPEATS].fill_null(1).to_numpy())
+            times = torch.tensor(small[REPEATS].fill_null(1).to_numpy())
             self.training = self.training.repeat_interleave(times[self.training])
         self.version = f"table {table.version} {hashlib.sha256(ours.tobytes()).hexdigest()[:16]}"
         self.shapes, assigned = self._bucketed(small, rows)
         self.order = Order(self._parts(), list(config.mixture.values()) or [1.0], assigned, len(self.shapes), config.seed)
-        self.workers = config.workers or os.cpu_count() or 1
+        self.workers = config.workers or min(MOST_WORKERS, os.cpu_count() or 1)
         self.bad: list[Bad] = []
         self._faulty: set[int] = set()
         self._known = {} if known is None else known
