@@ -210,7 +210,7 @@ def test_random_cuts_lie_everywhere_and_flips_are_half(place: Path) -> None:
     plain, cut = (build(place, **where, crop=crop).batch(0, 60).images for crop in ("centre", "random"))
     assert len({tuple(image.flatten().tolist()) for image in plain}) == 1
     wide = build(place, **where).batch(0, 1).ids == ["00"]
-    assert len({tuple(image.flatten().tolist()) for image in cut}) > 30 if wide else torch.equal(plain, cut)
+    assert len({tuple(image.flatten().tolist()) for image in cut}) == (5 if wide else 1)
     flipped = build(place, **where, flip=True).batch(0, 400).images
     mirrored = sum(torch.equal(image, plain[0].flip(2)) for image in flipped)
     assert 150 < mirrored < 250
