@@ -89,6 +89,8 @@ def lifecycle(options: LifecycleOptions) -> None:
 
 def train(options: TrainOptions, rest: list[str]) -> None:
     from mezzotint.data.folder import Folder
+    from mezzotint.data.rows import Rows, TableConfig
+    from mezzotint.data.table import is_table
     from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
     from mezzotint.train.parallel import leave
@@ -98,16 +100,20 @@ def train(options: TrainOptions, rest: list[str]) -> None:
         raise unknown("recipe", options.recipe, RECIPES)
     config = RECIPES[options.recipe](options.size)
     if options.data is not None:
+        if is_table(options.data):
+            config.data = TableConfig(size=config.data.size)
         rest = ["--data.path", str(options.data), *rest]
     if options.fields:
         print("\n".join(f"{name} = {value!r}" for name, value in _fields(config)))
         return
     config = _with_fields(config, rest, f"train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
+    if isinstance(config.data, TableConfig):
+        config.data = config.data.pinned(folder)
     source = config.data.build()
-    if isinstance(source, Folder) and _first_of_ranks():
+    if isinstance(source, Folder | Rows) and _first_of_ranks():
         print(source.report(), file=sys.stderr)
-        if source.bad:
+        if isinstance(source, Folder) and source.bad:
             folder.mkdir(parents=True, exist_ok=True)
             source.write_bad(folder / "set-aside.jsonl")
     if not config.train.preview_prompts:

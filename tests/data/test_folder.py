@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from mezzotint.config import Config
 from mezzotint.data.batch import Loader
 from mezzotint.data.folder import FolderConfig
+from mezzotint.data.table import Table
 
 # The stream.
 
@@ -343,3 +345,45 @@ def test_many_images_print_nothing_where_nobody_watches(images: Path, capfd: pyt
     fill(images, 210)
     build(images)
     assert capfd.readouterr() == ("", "")
+
+
+# The cache.
+
+
+def test_a_folder_is_read_once_as_long_as_no_file_changes(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    create = Table.create
+
+    def watched(path: Path, rows: Iterable[Any]) -> Table:
+        made.append(path)
+        return create(path, rows)
+
+    monkeypatch.setattr(Table, "create", watched)
+    fill(images, 4)
+    before = build(images)
+    assert equal(build(images, size=4, flip=True, held_out=0.6).batch(0, 1), build(images, size=4, flip=True, held_out=0.6).batch(0, 1))
+    assert len(made) == 1
+    changes = [lambda: paint(images / "000.png", 9), lambda: (images / "001.txt").write_text("a caption"), (images / "003.png").unlink]
+    for number, change in enumerate(changes, start=2):
+        change()
+        assert build(images).version != before.version
+        assert len(made) == number
+
+
+def test_a_large_folder_is_read_when_it_is_asked_for(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(images, 20)
+    (images / "000.txt").write_text("a caption")
+    truncated = (images / "007.png").read_bytes()[:150]
+    (images / "007.png").write_bytes(truncated)
+    (images / "008.png").write_bytes(b"")
+    kept = build(images)
+    monkeypatch.setattr("mezzotint.data.folder.MEMORY", 0)
+    read = build(images)
+    assert [bad.file for bad in read.bad] == ["008.png"]
+    with pytest.warns(UserWarning, match="'007.png' .* is set aside"):
+        names, held_out = training_ids(read) | set(read.batch(1, len(read)).ids), held_out_ids(read)
+    assert names | held_out == set(kept.ids)
+    assert not names & held_out
+    assert [bad.file for bad in read.bad] == ["008.png", "007.png"]
+    assert captions(read)["000.png"] == ("a caption",)
+    assert equal(read.batch(0, 9), build(images).batch(0, 9))

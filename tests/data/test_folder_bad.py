@@ -274,10 +274,12 @@ def test_impossible_settings_are_refused(images: Path, fields: dict[str, float])
 
 
 @pytest.fixture
-def guarded() -> Iterator[Path]:
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of images that the process reads as an ordinary user, which a superuser cannot be kept from."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+    with tempfile.TemporaryDirectory(dir="/tmp") as path, tempfile.TemporaryDirectory(dir="/tmp") as cache:
         folder, user = Path(path), os.geteuid()
+        Path(cache).chmod(0o777)
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{cache}/{user}")
         fill(folder, 6)
         paint(folder / "sub" / "006.png", 6)
         (folder / "004.txt").write_text("a caption")
@@ -286,6 +288,7 @@ def guarded() -> Iterator[Path]:
         folder.chmod(0o755)
         if user == 0:
             os.seteuid(65534)
+            monkeypatch.setenv("XDG_CACHE_HOME", f"{cache}/ordinary")
         yield folder
         os.seteuid(user)
         folder.chmod(0o755)

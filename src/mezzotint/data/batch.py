@@ -1,12 +1,17 @@
 """What training eats: batches, the sources they come from, and the loader that remembers where it was."""
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from mezzotint.data.survey import Bad
+from mezzotint.models.cond import Cond
+from mezzotint.pipeline import Pipeline
 
 
 @dataclass
@@ -17,8 +22,9 @@ class Batch:
     prompts: B captions; "" is a picture without one.
     ids: B names by which a person finds the samples again (a file name, a seed).
     rejected: (B, C, H, W), the losing pictures of preference pairs whose winners are `images`; None elsewhere.
-    latents, noise: (B, c, h, w) each, of what a teacher drew and the noise that it came from (`data.pairs`); None elsewhere. Images have
-    no height and width there.
+    latents: (B, c, h, w), of what a teacher drew (`data.pairs`) or of the pictures, made beforehand (`TableConfig.latents`); None
+    elsewhere. Images have no height and width where there are latents. noise: (B, c, h, w), what the teacher's latents came from; None
+    elsewhere. cond: the conditions of the prompts, made beforehand; None elsewhere.
     """
 
     images: Tensor
@@ -27,6 +33,7 @@ class Batch:
     rejected: Tensor | None = None
     latents: Tensor | None = None
     noise: Tensor | None = None
+    cond: Cond | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -35,8 +42,36 @@ class Batch:
         """The same on another device."""
         moved = copy(self)
         for name, value in vars(self).items():
-            setattr(moved, name, value.to(device) if isinstance(value, Tensor) else value)
+            setattr(moved, name, value.to(device) if isinstance(value, Tensor | Cond) else value)
         return moved
+
+    def part(self, rows: slice) -> Self:
+        """Some of the samples."""
+        part = copy(self)
+        for name, value in vars(self).items():
+            if value is not None:
+                setattr(part, name, value.index(rows) if isinstance(value, Cond) else value[rows])
+        return part
+
+    def x0(self, pipeline: Pipeline) -> Tensor:
+        """Where a flow of pictures ends: the latents, or what the pipeline's codec makes of the images."""
+        return pipeline.codec.encode(self.images) if self.latents is None else self.latents
+
+    def conditions(self, pipeline: Pipeline) -> Cond:
+        """The conditions of the prompts, as they were made beforehand or by the pipeline's text encoder."""
+        return pipeline.encode(self.prompts) if self.cond is None else self.cond
+
+    def scaled(self) -> Self:
+        """The same with images that were 0..255, as `Stored.read` gives them, in [-1, 1]."""
+        batch = copy(self)
+        if self.images.dtype == torch.uint8:
+            batch.images = scaled(self.images)
+        return batch
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Images 0..255, uint8, in [-1, 1], float32."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 class Source(Protocol):
@@ -56,17 +91,57 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Stored(Source, Protocol):
+    """A source whose batches take time to read, so that threads read the next ones meanwhile.
+
+    workers: how many threads. bad: what could not be used so far, and was replaced.
+    """
+
+    workers: int
+    bad: list[Bad]
+
+    def read(self, number: int, size: int) -> Batch:
+        """As `batch`, in any thread, with images (B, C, H, W) uint8, 0..255: a quarter of what has to be moved to a device."""
+        ...
+
+
+class ReadAhead:
+    """Reads batches of a stored source before they are asked for. `read` is pure: it changes nothing but when they are there."""
+
+    def __init__(self, source: Stored, size: int) -> None:
+        self.source, self.size = source, size
+        self.pool = ThreadPoolExecutor(source.workers, "read-ahead")
+        self.waiting: dict[int, Future[Batch]] = {}
+
+    def take(self, number: int, streams: int) -> Batch:
+        """A batch of one of so many streams. The next ones of its stream begin to be read, and no others of that are kept."""
+        wanted = range(number, number + self.source.workers * streams + 1, streams)
+        for stale in [n for n in self.waiting if (n - number) % streams == 0 and n not in wanted]:
+            self.waiting.pop(stale).cancel()
+        for new in wanted:
+            if new not in self.waiting:
+                self.waiting[new] = self.pool.submit(self.source.read, new, self.size)
+        return self.waiting.pop(number).result()
+
+    def close(self) -> None:
+        """Read no more."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Loader:
     """An endless iterator over one of the streams that a source is dealt out into.
 
     Stream m of A has the batches m, m + A, m + 2A, ... of the source, so the micro-batches of a step share no sample, and which they
-    get does not depend on who works on them. The state is one integer, `position`, the next place in any of the streams.
+    get does not depend on who works on them. The state is one integer, `position`, the next place in any of the streams. Of a stored
+    source as many batches are read ahead in every stream as it has workers.
     """
 
     def __init__(self, source: Source, batch_size: int, stream: int = 0, streams: int = 1, device: torch.device | None = None) -> None:
         self.source, self.batch_size, self.stream, self.streams, self.device = source, batch_size, stream, streams, device
         self.position = 0
         self.waited = 0.0  # seconds that the caller waited for batches
+        self._ahead: ReadAhead | None = None
 
     def go_on(self, source: Source, batch_size: int, streams: int) -> None:
         """From another source, or in other portions, after the samples that were taken so far: at the next batch that has none of them."""
@@ -79,10 +154,26 @@ class Loader:
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
-        with torch.device("cpu"):
-            batch = self.source.batch(self.position * self.streams + self.stream, self.batch_size)
+        number = self.position * self.streams + self.stream
+        if isinstance(self.source, Stored):
+            batch = self._read(self.source, number)
+        else:
+            with torch.device("cpu"):
+                batch = self.source.batch(number, self.batch_size)
         if self.device is not None:
             batch = batch.to(self.device)
         self.position += 1
         self.waited += time.perf_counter() - start
-        return batch
+        return batch.scaled()
+
+    def _read(self, source: Stored, number: int) -> Batch:
+        if self._ahead is None or (self._ahead.source, self._ahead.size) != (source, self.batch_size):
+            self.close()
+            self._ahead = ReadAhead(source, self.batch_size)
+        return self._ahead.take(number, self.streams)
+
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Pillow may read no other format: some of its decoders start other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 1 << 26  # 64 megapixels, as cameras count them, are within it
+SPARE = 1.5  # how many times larger than it will be a picture is decoded at least, where its decoder can shrink it: less looks worse
+TURNED = (5, 6, 7, 8)  # orientations (EXIF) of pictures that lie on their side
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # Whoever reads a million files does not want to hear of each damaged EXIF.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -73,6 +77,30 @@ def bounded(image: Image.Image, side: int) -> Image.Image:
 def square(source: Path | bytes, size: int) -> NDArray[np.uint8]:
     """The centred square of a picture, its shorter side resized to `size` by Lanczos' filter. Returns (3, size, size)."""
     return channels_first(ImageOps.fit(decode(source), (size, size), Image.Resampling.LANCZOS))
+
+
+def fitted(source: Path | bytes, width: int, height: int, place: tuple[float, float] = (0.5, 0.5)) -> NDArray[np.uint8]:
+    """A picture resized so that both sides cover width and height, and cut to them: (height, width, 3).
+
+    place: of the cut within what is left over, from left and from top, 0..1, rounded to pixels of what was decoded. JPEG is shrunk as it is
+    decoded, by a power of two, where what comes out is still `SPARE` times larger than it has to be: a good deal faster, and not quite
+    the same pixels as `square`.
+    """
+    with opened(source) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+        sides = (height, width) if turned else (width, height)
+        scale = SPARE * max(least / side for least, side in zip(sides, image.size, strict=True))
+        image.draft(None, (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        ImageOps.exif_transpose(image, in_place=True)
+        plain = image if image.mode == "RGB" and not image.has_transparency_data else to_rgb(image)
+        pixels = torch.from_numpy(np.array(plain))
+    scale = min(pixels.shape[1] / width, pixels.shape[0] / height)
+    across, down = max(1, round(scale * width)), max(1, round(scale * height))
+    left, top = round(place[0] * (pixels.shape[1] - across)), round(place[1] * (pixels.shape[0] - down))
+    cut = pixels[top : top + down, left : left + across].permute(2, 0, 1)[None]
+    # Pillow's filter, three times as fast on bytes.
+    resized = F.interpolate(cut, (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def channels_first(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,42 +1,46 @@
-"""Where it fits: any folder of images as a `Source` for training.
+"""Where it fits: any folder of images as a `Source` for training, through a table in the cache.
 
-In: a folder, searched with its subfolders. Captions follow the image-folder convention: `metadata.jsonl` or `metadata.csv` in
-the folder with columns `file_name` (relative to the folder) and `text`, several rows for one image being variants of its
-caption; an image without a `text` there takes its variants from the non-empty lines of `name.txt` beside `name.png`.
-Out: batches of squares cut from the middle of the images, and the list of what could not be used, with reasons.
-Gotchas: files and folders whose names begin with a dot are not read, nor is anything that a link places outside the folder.
-Decoders of JPEG differ by a grey level now and then: the split is the same on machines with the same version of Pillow, and on all
-machines if the images are PNG.
+In: a folder; what is searched and how captions are found, `data.survey` says. Out: batches of squares cut from the middle of the images,
+and the list of what could not be used.
+How: the files go to a table in the user's cache once, which is found again as long as no file changes. Small sets are decoded at the
+start and stay in memory; of others, pictures are read when they are asked for (`data.rows`).
+Gotchas: the table holds a copy of the files. Decoders of JPEG differ by a grey level now and then: the split of a small set is the same on
+machines with the same version of Pillow, and on all machines if the images are PNG.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import random
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from mezzotint import config
 from mezzotint.data.batch import Batch
-from mezzotint.data.decode import UnusableError, square
-from mezzotint.data.survey import SUFFIXES, Bad, Contents, sidecar, survey
+from mezzotint.data.decode import UnusableError, opened, square
+from mezzotint.data.rows import CAPTIONS, MEMORY, Row, Rows, TableConfig, check
+from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, sidecar, survey
+from mezzotint.data.table import Table, is_table, schema
 from mezzotint.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 THREADS = min(4, os.cpu_count() or 1)
-CHUNK = 1024  # images in flight, which bounds the memory beside the result
+CHUNK = 64  # images in flight, which bounds the memory beside the result
 PROGRESS_FROM = 200  # images
+READING = 1  # raised when rows are made of files in another way
 
 
 @dataclass
@@ -63,70 +67,67 @@ class FolderConfig(config.Config, kind="folder"):
 
 
 class Folder:
-    """The images of a folder, decoded once and kept in memory: N * 3 * size * size bytes for N images.
+    """The images of a folder. They are kept in memory if they take no more than `MEMORY`: N * 3 * size * size bytes for N images.
 
     An image is turned upright (EXIF), laid over white where it is transparent, resized until its shorter side is `size`
-    (Lanczos' filter, antialiased; smaller images are enlarged), and cut to the square in the middle. On which side of the split
-    it falls is a function of those pixels alone: copies fall on the same side, and other files do not matter, except that of
-    two or more different pictures at least one is held out and at least one trained on.
+    (antialiased; smaller images are enlarged), and cut to the square in the middle. On which side of the split it falls is a function
+    of those pixels alone, or of the file's bytes in a set that is not kept in memory: copies fall on the same side, and other files do
+    not matter, except that of two or more different pictures at least one is held out and at least one trained on.
 
     ids: relative paths of the usable images, sorted. captions: the variants of each, () where there is none.
-    bad: what was set aside. version: a digest of names, pixels and captions.
+    bad: what was set aside. version: a digest of names, pixels (or bytes) and captions.
     Raises `UserError` if the folder cannot be read, holds no usable image, or too large a share of it is bad.
     """
 
     def __init__(self, config: FolderConfig) -> None:
-        _check(config)
         self.config = config
+        settings = TableConfig(
+            config.path, "1", config.size, flip=config.flip, held_out=config.held_out, max_bad=config.max_bad, seed=config.seed
+        )
+        check(settings)
         contents = survey(config.path)
         names = sorted(name for name in contents.files if name.lower().endswith(SUFFIXES) or name in contents.captions)
         if not names:
             raise UserError(f"no image in {config.path!r}; choose a folder with files that end in {', '.join(SUFFIXES[:5])} or the like")
-        read = _read_all(contents, names, config.size)
-        self.bad = contents.bad + read.bad
-        self.ids, self.captions, self._pixels = read.ids, read.captions, read.pixels
+        table = _kept(contents, names)
+        found = _looked_into(table, {identity(name): name for name in names}, config.size)
+        self.bad = contents.bad + found.bad
+        usable = np.flatnonzero(found.usable)
+        self.ids = [found.names[row] for row in usable]
+        self.captions = [found.captions[row] for row in usable]
         if not self.ids or len(self.bad) > config.max_bad * (len(self.bad) + len(self.ids)):
             raise self._refusal()
-        self._training, self._held_out = _split(read.digests, config.held_out)
-        contained = zip(self.ids, (digest.hex() for digest in read.digests), self.captions, strict=True)
+        contained = zip(self.ids, (found.digests[row].hex() for row in usable), self.captions, strict=True)
         self.version = hashlib.sha256(json.dumps(list(contained)).encode()).hexdigest()[:16]
-        self._permutation: Callable[[int], Tensor] = lru_cache(maxsize=2)(self._draw_permutation)
+        leading = np.array([int.from_bytes(digest[:8], "big") for digest in found.digests], dtype=np.uint64)
+        self.rows = Rows(table, settings, found.usable, leading, found.known)
+        self.rows.bad, self.workers = self.bad, self.rows.workers
 
     def __len__(self) -> int:
         """The number of training images."""
-        return len(self._training)
+        return len(self.rows)
 
     def batch(self, number: int, size: int) -> Batch:
-        """Positions number * size to (number + 1) * size of the training stream, which is one permutation after another.
+        """See `Rows.batch`. Images are (size, 3, side, side)."""
+        return self.rows.batch(number, size)
 
-        Images are (size, 3, side, side). Which variant of the caption is used, and whether the picture is flipped, is a
-        function of the seed and the position.
-        """
-        positions = range(number * size, (number + 1) * size)
-        chosen = self._stream(positions)
-        draws = [random.Random(f"{self.config.seed} sample {position}") for position in positions]
-        variants = [self.captions[i] or ("",) for i in chosen.tolist()]
-        prompts = [draw.choice(captions) for draw, captions in zip(draws, variants, strict=True)]
-        batch = self._batch(chosen, prompts)
-        if self.config.flip:
-            flipped = torch.tensor([draw.random() < 0.5 for draw in draws])
-            batch.images[flipped] = batch.images[flipped].flip(3)
-        return batch
+    def read(self, number: int, size: int) -> Batch:
+        """See `Rows.read`."""
+        return self.rows.read(number, size)
 
     def held_out(self, size: int) -> Batch:
         """The first `size` held-out images, or as many as there are, in an order that is a function of their pixels.
 
         Each comes with the first variant of its caption.
         """
-        chosen = self._held_out[:size]
-        return self._batch(chosen, [self.captions[i][0] if self.captions[i] else "" for i in chosen.tolist()])
+        return self.rows.held_out(size)
 
     def report(self) -> str:
         """A few lines for a person: how many images are used, held out, without a caption, and set aside for which reasons."""
         side, plain = self.config.size, sum(not captions for captions in self.captions)
         lines = [
             f"{len(self.ids):,} images from {self.config.path!r}, as {side} x {side} pixels",
-            f"{len(self):,} to train on, {len(self._held_out):,} held out",
+            f"{len(self):,} to train on, {len(self.ids) - len(self):,} held out",
             f"{plain:,} without a caption",
             f"{len(self.bad):,} set aside",
         ]
@@ -138,21 +139,6 @@ class Folder:
     def write_bad(self, path: str | Path) -> None:
         """Write what was set aside as JSON lines with `file` and `reason`."""
         Path(path).write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in self.bad), encoding="utf-8")
-
-    def _stream(self, positions: range) -> Tensor:
-        """Which images stand at these positions of the training stream, as indices into `ids`."""
-        count = len(self)
-        epochs = range(positions.start // count, (positions.stop - 1) // count + 1)
-        parts = [self._permutation(e)[max(positions.start - e * count, 0) : positions.stop - e * count] for e in epochs]
-        return self._training[torch.cat(parts)]
-
-    def _draw_permutation(self, epoch: int) -> Tensor:
-        seed = random.Random(f"{self.config.seed} epoch {epoch}").getrandbits(63)
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-
-    def _batch(self, chosen: Tensor, prompts: list[str]) -> Batch:
-        images = self._pixels[chosen].float().div_(127.5).sub_(1)
-        return Batch(images, prompts, [self.ids[i] for i in chosen.tolist()])
 
     def _refusal(self) -> UserError:
         total, worst = len(self.bad) + len(self.ids), self.bad[0]
@@ -166,78 +152,120 @@ class Folder:
         )
 
 
-def _check(config: FolderConfig) -> None:
-    if config.size < 1:
-        raise UserError(f"size must be at least 1 pixel, not {config.size}")
-    if not 0 <= config.held_out < 1:
-        raise UserError(f"held_out is a share, from 0 to below 1, not {config.held_out}")
-    if not 0 <= config.max_bad <= 1:
-        raise UserError(f"max_bad is a share, from 0 to 1, not {config.max_bad}")
+# From files to a table.
 
 
-def _split(digests: Sequence[bytes], share: float) -> tuple[Tensor, Tensor]:
-    """Indices of the training images, ascending, and of the held-out ones, in the order of their digests.
-
-    Digests are uniform, so those below `share` of their range are about that share of the distinct pictures.
-    """
-    distinct = sorted(set(digests))
-    below = sum(int.from_bytes(digest[:8], "big") < share * 2**64 for digest in distinct)
-    held = set(distinct[: min(max(below, 1), len(distinct) - 1)])
-    order = sorted(range(len(digests)), key=lambda i: digests[i])
-    training = [i for i, digest in enumerate(digests) if digest not in held]
-    return torch.tensor(training), torch.tensor([i for i in order if digests[i] in held], dtype=torch.long)
-
-
-# From names to pixels.
-
-
-@dataclass
-class _Picture:
-    name: str
-    pixels: NDArray[np.uint8]  # (3, size, size)
-    digest: bytes
-    captions: tuple[str, ...]
-
-
-@dataclass
-class _Pictures:
-    """The usable images, pixels (N, 3, size, size) uint8, and what was set aside."""
-
-    pixels: Tensor
-    ids: list[str] = field(default_factory=list)
-    captions: list[tuple[str, ...]] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
-
-
-def _read_all(contents: Contents, names: Sequence[str], size: int) -> _Pictures:
-    """Read the images, in the order of `names`, with a few threads and a progress bar if there are many."""
-    read = _Pictures(torch.empty(len(names), 3, size, size, dtype=torch.uint8))
-    with ThreadPoolExecutor(THREADS) as pool:
-        chunks = (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
-        pictures = (picture for chunk in chunks for picture in pool.map(partial(_read, contents, size), chunk))
-        console = Console(stderr=True)
-        silent = len(names) <= PROGRESS_FROM or not console.is_terminal
-        for picture in track(pictures, "reading images", total=len(names), console=console, transient=True, disable=silent):
-            if isinstance(picture, Bad):
-                read.bad.append(picture)
-            else:
-                read.pixels[len(read.ids)] = torch.from_numpy(picture.pixels)
-                read.ids.append(picture.name)
-                read.captions.append(picture.captions)
-                read.digests.append(picture.digest)
-    read.pixels = read.pixels[: len(read.ids)]
-    return read
-
-
-def _read(contents: Contents, size: int, name: str) -> _Picture | Bad:
-    """An image with its captions, or why it cannot be used."""
-    reason = contents.files[name] or contents.faults.get(name)
-    if reason:
-        return Bad(name, reason)
+def _kept(contents: Contents, names: Sequence[str]) -> Table:
+    """The table of a folder's images, in the order of their names. It is made where the cache has none for the files as they are."""
+    place = _place(contents)
     try:
-        captions = tuple(contents.captions.get(name, ())) or sidecar(contents, name)
-        pixels = square(contents.root / name, size)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(place.with_suffix(".lock"), "w")  # noqa: SIM115  # closed below, which also ends the lock
+    except OSError as error:
+        raise UserError(f"cannot write to the cache {place.parent}: {error.strerror}; choose another with XDG_CACHE_HOME") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of ranks that start together, one makes it
+        if not is_table(place):
+            part = place.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            Table.create(part, _rows(contents, names))
+            part.rename(place)
+    return Table.open(place, 1)
+
+
+def _place(contents: Contents) -> Path:
+    """Where the table of a folder lies, as long as no file in it changes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint" / "folders"
+    seen = [(name, why, *_state(contents.root / name)) for name, why in sorted(contents.files.items())]
+    digest = hashlib.sha256(repr((READING, seen, contents.bad)).encode()).hexdigest()
+    return cache / hashlib.sha256(os.fsencode(contents.root)).hexdigest()[:16] / f"{digest[:16]}.lance"
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file does: size and the times of its content and of its permissions."""
+    try:
+        found = os.stat(path)
+    except OSError:  # a link to nothing
+        found = os.lstat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _rows(contents: Contents, names: Sequence[str]) -> "Iterator[pa.RecordBatch]":
+    """Rows of the images."""
+    import pyarrow as pa
+
+    for start in range(0, len(names), CHUNK):
+        yield pa.RecordBatch.from_pylist([_row(contents, name) for name in names[start : start + CHUNK]], schema=schema())
+
+
+def _row(contents: Contents, name: str) -> dict[str, Any]:
+    """The columns of an image, also of one that cannot be used."""
+    captions: tuple[str, ...] = tuple(contents.captions.get(name, ()))
+    content, size, format_, fault = None, (0, 0), "", contents.files[name] or contents.faults.get(name, "")
+    try:
+        if not fault:
+            captions = captions or sidecar(contents, name)
+            content = (contents.root / name).read_bytes()
+            with opened(content) as image:
+                size, format_ = image.size, image.format or ""
+    except PermissionError:
+        fault = "no permission to read"
     except UnusableError as error:
-        return Bad(name, str(error))
-    return _Picture(name, pixels, hashlib.sha256(pixels.tobytes()).digest(), captions)
+        fault = str(error)
+    sha256 = "" if content is None else hashlib.sha256(content).hexdigest()
+    known = {"id": identity(name), "content": content, "media": "image", "captions": captions, "width": size[0], "height": size[1]}
+    return {**known, "format": format_, "sha256": sha256, "source": identity(str(contents.root)), "fault": fault}
+
+
+# From the table to pictures.
+
+
+@dataclass
+class _Found:
+    """Of every row: its file's name, captions, whether it is usable, and a digest of its pixels, or of the file; what is not usable.
+
+    known: the pictures that stay in memory; None where they would be too many.
+    """
+
+    names: list[str]
+    captions: list[tuple[str, ...]]
+    usable: NDArray[np.bool_]
+    digests: list[bytes]
+    bad: list[Bad]
+    known: dict[int, Row] | None
+
+
+def _looked_into(table: Table, files: dict[str, str], size: int) -> _Found:
+    """What is in a table of files, by their ids. Pictures that are to stay in memory are decoded, with a progress bar if there are many."""
+    small = table.read(["id", CAPTIONS, "fault", "sha256"])
+    names = [files[name] for name in small["id"].to_pylist()]
+    faults = small["fault"].to_pylist()
+    digests = [bytes.fromhex(digest) for digest in small["sha256"].to_pylist()]
+    captions = [tuple(texts) for texts in small[CAPTIONS].to_pylist()]
+    known: dict[int, Row] | None = None
+    if len(table) * 3 * size**2 <= MEMORY:
+        known = {}
+        for row, pixels in enumerate(_squares(table, size)):
+            if isinstance(pixels, str):
+                faults[row] = faults[row] or pixels
+            else:
+                digests[row] = hashlib.sha256(pixels.tobytes()).digest()
+                known[row] = Row(names[row], {CAPTIONS: list(captions[row])}, None, pixels=pixels.transpose(1, 2, 0))
+    bad = [Bad(name, fault) for name, fault in zip(names, faults, strict=True) if fault]
+    return _Found(names, captions, np.array([not fault for fault in faults]), digests, bad, known)
+
+
+def _squares(table: Table, size: int) -> Iterator[NDArray[np.uint8] | str]:
+    """(3, size, size) of every row, or why it cannot be decoded."""
+
+    def decoded(content: bytes | None) -> NDArray[np.uint8] | str:
+        try:
+            return "no content" if content is None else square(content, size)
+        except UnusableError as error:
+            return str(error)
+
+    console = Console(stderr=True)
+    silent = len(table) <= PROGRESS_FROM or not console.is_terminal
+    with ThreadPoolExecutor(THREADS) as pool:
+        pictures = (picture for batch in table.batches(["content"], CHUNK) for picture in pool.map(decoded, batch["content"].to_pylist()))
+        yield from track(pictures, "reading images", total=len(table), console=console, transient=True, disable=silent)

@@ -19,7 +19,9 @@ from mezzotint.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import lance
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 ROWS = 1024
 STAMP = b"mezzotint:stage"  # in a column's metadata: which stage made it, from what
@@ -131,6 +133,19 @@ class Table:
         """Rows by their numbers, in this order."""
         self.check(columns)
         return self.dataset.take(list(rows), columns=list(columns))
+
+    def matching(self, condition: str) -> "NDArray[np.bool_]":
+        """(N,) which rows fulfil a condition on columns, written as in SQL. UserError where it is none."""
+        import numpy as np
+
+        try:
+            rows = self.dataset.to_table(columns=["_rowoffset"], filter=condition)["_rowoffset"].to_numpy()
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split(", /")[0].split())
+            raise UserError(f"{condition!r} is no condition on the rows of {str(self.path)!r}: {reason}") from error
+        matching = np.zeros(len(self), dtype=bool)
+        matching[rows] = True
+        return matching
 
     def check(self, columns: Sequence[str]) -> None:
         """A `UserError` that names the nearest, where there is no such column."""

@@ -60,7 +60,7 @@ class Consistency(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config = self.config
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         place = torch.randperm(len(batch)) % config.grid  # every step of the grid about equally often
         segment = place.div(config.grid // config.segments, rounding_mode="floor")
         t, s = shift((place + 1) / config.grid, config.shift), shift(place / config.grid, config.shift)

@@ -85,8 +85,8 @@ class Denoise(Method):
         self.roles = {"student": Role(pipeline, averaged=True)}
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
-        x0 = self.student.codec.encode(batch.images)
-        cond = self.student.drop(self.student.encode(batch.prompts), torch.rand(len(batch)) < self.config.drop)
+        x0 = batch.x0(self.student)
+        cond = self.student.drop(batch.conditions(self.student), torch.rand(len(batch)) < self.config.drop)
         t = self.config.times.sample(len(batch))
         cond = replace(cond, keep=self._keep(x0)) if self.config.mask else cond
         difference = flow_difference(self.student, x0, torch.randn_like(x0), t, cond)

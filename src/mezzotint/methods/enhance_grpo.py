@@ -13,6 +13,7 @@ Where we differ: a text that found no end within the writer's length counts with
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ class EnhanceGRPO(Method):
         kept, said = torch.tensor(self.rate(prompts, longer), device=tokens.device).unbind(1)
         distinct = len(set(zip(prompts, longer, strict=True))) / len(longer)
         nothing = asked.images.new_empty(len(rows), asked.images.shape[1], 0, 0)
-        came = {"advantage": advantages((kept + said) / 2, prompts), "kept": kept, "said": said}
+        came: dict[str, Any] = {"advantage": advantages((kept + said) / 2, prompts), "kept": kept, "said": said}
         density = self._log_prob("writer", tokens)
         return [Written(nothing, prompts, ids, tokens=tokens, written=written, log_prob=density, distinct=distinct, **came)]
 

@@ -47,7 +47,7 @@ class GuidanceDistill(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         teacher = self.pipeline("teacher")
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         t = self.config.times.sample(len(batch))
         scale = 1 + (self.config.largest - 1) * torch.rand(len(batch))
         x_t = interpolate(x0, torch.randn_like(x0), t)

@@ -78,7 +78,7 @@ class LADD(Method):
         return [("critic",), ("student",)]
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
-        x0 = self.student.codec.encode(batch.images) if batch.latents is None else batch.latents
+        x0 = batch.x0(self.student)
         eps, t = torch.randn_like(x0), self.config.times.sample(len(batch))
         if turn == ("student",):
             logits, _ = self._judged(self._drawn(x0, batch.prompts), eps, t, batch.prompts)

@@ -59,7 +59,7 @@ class MeanFlow(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, number = self.config, len(batch)
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         eps = torch.randn_like(x0)
         first, second = config.times.sample(number), config.times.sample(number)
         t = torch.maximum(first, second)

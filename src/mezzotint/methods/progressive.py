@@ -67,7 +67,7 @@ class Progressive(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, teacher = self.config, self.pipeline("teacher")
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         calls = config.calls(step)
         grid = self.student.config.path.times(2 * calls, config.shift)
         place = 2 * (torch.randperm(len(batch)) % calls)  # every step of the student about equally often

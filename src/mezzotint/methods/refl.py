@@ -108,6 +108,6 @@ class ReFL(Method):
         """The flow loss on the batch's own pictures; 0 where it has no weight."""
         if not self.config.anchor:
             return batch.images.new_zeros(())
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         t = self.config.times.sample(len(batch))
         return flow_error(self.student, x0, torch.randn_like(x0), t, self.student.encode(batch.prompts)).mean()

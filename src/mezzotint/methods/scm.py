@@ -57,7 +57,7 @@ class SCM(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, teacher = self.config, self.pipeline("teacher")
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         t = config.times.sample(len(batch))
         x_t = interpolate(x0, torch.randn_like(x0), t)
         a, cond = torch.atan2(t, 1 - t), self.student.encode(batch.prompts)

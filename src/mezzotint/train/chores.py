@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.data.batch import Stored
 from mezzotint.evals.report import Curve, Stage, render
 from mezzotint.evals.students import Beside
 from mezzotint.pictures import grid, png_bytes
@@ -43,6 +44,7 @@ class Chores:
         self.norms: dict[str, Norms] = {}
         self.drawn: dict[str, list[bytes]] = {}  # the newest previews: of the student, and of whom it is shown beside
         self.note = ""
+        self.listed = len(trainer.source.bad) if isinstance(trainer.source, Stored) else 0
         self.config.evaluation.compared_with(self.config.init)
 
     @property
@@ -87,6 +89,7 @@ class Chores:
         """Write down the numbers of a step, if that is due."""
         if self.due(self.config.train.log):
             self._log(metrics)
+            self._list()
 
     def look(self) -> None:
         """Do what is due of all that looks at the weights."""
@@ -149,6 +152,12 @@ class Chores:
         )
         loss = f"loss {values['loss']:.4g}  " if "loss" in values else ""
         self.note = f"{loss}{speed['images_per_second']:.3g} images/s  {speed['matmul_share']:.0%} of matmul  {speed['memory_gb']:.3g} GB"
+
+    def _list(self) -> None:
+        """What this rank found unusable in the data since the last time."""
+        if isinstance(self.trainer.source, Stored) and (found := self.trainer.source.bad[self.listed :]):
+            self.listed += len(found)
+            self.write(set_aside=[vars(bad) for bad in found])
 
     def _held_out(self) -> None:
         losses = heldout_loss(self.trainer.pipeline, self.trainer.source.held_out(self.config.train.held_out))

@@ -22,10 +22,8 @@ def heldout_loss(pipeline: Pipeline, batch: Batch, chunk: int = 256) -> Tensor:
     times = (torch.arange(QUANTILES, device=device) + 0.5) / QUANTILES
     errors = []
     for start in range(0, len(batch), chunk):
-        part = slice(start, start + chunk)
-        images = batch.images[part].to(device)
-        cond = pipeline.encode(batch.prompts[part])
-        x0 = pipeline.codec.encode(images)
+        part = batch.part(slice(start, start + chunk)).to(device)
+        cond, x0 = part.conditions(pipeline), part.x0(pipeline)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         errors.append(torch.stack([flow_error(pipeline, x0, noise, t.expand(len(x0)), cond) for t in times]))
     return torch.cat(errors, dim=1).mean(1)

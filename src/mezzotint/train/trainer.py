@@ -28,6 +28,7 @@ from mezzotint.config import Config
 from mezzotint.data.batch import Batch, Loader, Source
 from mezzotint.data.folder import FolderConfig
 from mezzotint.data.pairs import PairsConfig
+from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
@@ -97,7 +98,7 @@ class RunConfig(config.Config, kind="run"):
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    data: WorldsConfig | FolderConfig | PairsConfig = field(default_factory=WorldsConfig)
+    data: WorldsConfig | FolderConfig | PairsConfig | TableConfig = field(default_factory=WorldsConfig)
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -144,6 +145,8 @@ class Trainer:
         progress: Progress | None = None,
         track: TrackerName | None = None,
     ) -> None:
+        if isinstance(config.data, TableConfig):
+            config = config.replace(data=config.data.pinned(folder))
         self.described, self.folder, self.track = config, folder, track
         self.stages, self.stage = config.staged(), 0
         self.config = copy.deepcopy(self.stages[0])  # of the stage: `_enter` changes it
@@ -237,7 +240,7 @@ class Trainer:
         task = self.progress.add_task(self.folder.name, total=every.steps, completed=self.step) if self.progress else None
         self.stop = StopRequest(every.deadline)
         try:
-            with closing(chores), self.stop, self.ranks.company():
+            with closing(chores), closing(self.loader), self.stop, self.ranks.company():
                 while self.step < every.steps and not chores.enough:
                     with enough_memory(every.batch, every.accumulate):
                         self._round()
@@ -369,7 +372,7 @@ class Trainer:
         self.stage = stage
         become(self.config, now)
         if now.data != before.data:
-            self.source = self._source()
+            self.source, self.chores.listed = self._source(), 0
         self.micros = self.ranks.share(now.train.accumulate)
         self.loader.go_on(self.source, now.train.batch, now.train.accumulate)
         self.guard.windows, self.chores.best = {}, Best()
@@ -380,9 +383,12 @@ class Trainer:
 
     def _source(self) -> Source:
         """The data of the stage."""
-        if self.given is not None and self.config.data == self.described.data:
-            return self.given
-        return self.config.data.build()
+        ours = self.given is not None and self.config.data == self.described.data
+        source = self.given if ours else self.config.data.build()
+        assert source is not None
+        if isinstance(source, Rows):
+            source.check(self.method.student)
+        return source
 
     def _examine(self) -> bool:
         """Read what the guard found since the last time. Returns False where the run has to roll back; raises where it has to end."""
