@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rewards.published import clip, trocr
-from tables import Row, make, png
+from drawn import Row, make, png
 
 from mezzotint import config
 from mezzotint.curation.caption import Captions, Network, caption, estimate

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from tables import BENCH, Row, make, photo, png
+from drawn import BENCH, Row, make, photo, png
 
 from mezzotint.curation import near
 from mezzotint.curation.dedup import Duplicates, Keep, Perceptual, Semantic, clusters, contamination, dedup

@@ -287,7 +287,7 @@ def test_of_a_large_table_only_small_columns_are_read_at_the_start(place: Path, 
 
     monkeypatch.setattr(Table, "read", watched)
     build(place)
-    assert set(seen) == {"sha256", "width", "height", "media", "opt_out", "fault"}
+    assert set(seen) == {"sha256", "width", "height", "media", "opt_out", "repeats", "fault"}
 
 
 def test_pictures_of_small_tables_stay_in_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
