@@ -36,7 +36,7 @@ HOUSE = (
     "recipes",
     "lab",
 )
-HOUSE += ("chain", "speedrun", "lifecycle", "options", "cli")
+HOUSE += ("chain", "speedrun", "lifecycle", "options", "curate", "bars", "cli")
 LIMITS = {"methods": 300, "models": 450, "recipes": 100}
 
 

@@ -1,7 +1,6 @@
 """The command line, verb by verb. Whatever is slow to import is imported by the verb that needs it."""
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from mezzotint.bars import bars, first_of_ranks
 from mezzotint.errors import UserError, unknown
 from mezzotint.options import (
     AverageOptions,
@@ -35,15 +35,12 @@ from mezzotint.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from mezzotint.pipeline import Sampling
     from mezzotint.train.runs import Found
     from mezzotint.train.stages import StageConfig
     from mezzotint.train.trainer import RunConfig
 
 
-ROOMY = 120  # columns of a terminal in which the newest numbers have a place beside the bar
 USAGE = """usage: mezzotint VERB ...
 
 The whole life of an image model in one code base.
@@ -53,7 +50,6 @@ The whole life of an image model in one code base.
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model
-  data       ingest, curate, deduplicate, caption and look at what a model is to learn from
   runs       list, compare and prune runs
   average    make another moving average of a run's weights
   models     list the architectures and their published sizes
@@ -61,8 +57,17 @@ The whole life of an image model in one code base.
   import     make a pipeline of a published model on this machine
   export     write a pipeline in the format of other tools
 
-Each verb has its own --help, and so have the verbs of data: curate, ingest, dedup, caption, report, inspect, snapshot.
-Start with: mezzotint sample "a red star above a blue circle"
+Of data:
+
+  data curate    from raw files to a table worth training on
+  data ingest    read a source into a table
+  data dedup     find duplicates, and what an evaluation set has too
+  data caption   write captions
+  data report    draw the page on which a person looks at the data
+  data inspect   print a row
+  data snapshot  name a version
+
+Each verb has its own --help. Start with: mezzotint sample "a red star above a blue circle"
 """
 
 
@@ -70,7 +75,7 @@ def speedrun(options: SpeedrunOptions) -> None:
     from mezzotint.speedrun import speedrun as run
 
     folder = options.out or Path(f"runs/speedrun-{options.size}")
-    with _progress() as progress:
+    with bars() as progress:
         report = run(folder, options.size, progress)
     print(f"report: {report}")
     print(f"sample: mezzotint sample {shlex.quote('a red star above a blue circle')} --model {folder / 'distil'}")
@@ -81,7 +86,7 @@ def lifecycle(options: LifecycleOptions) -> None:
     from mezzotint.worlds import subject
 
     folder = options.out or Path(f"runs/lifecycle-{options.size}-{options.tune}")
-    with _progress() as progress:
+    with bars() as progress:
         report = run(folder, options.size, options.tune, progress)
     print(f"report: {report}")
     print(f"sample: mezzotint sample {shlex.quote(subject.CAPTION)} --model {folder / 'subject'}")
@@ -111,17 +116,17 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if isinstance(config.data, TableConfig):
         config.data = config.data.pinned(folder)
     source = config.data.build()
-    if isinstance(source, Folder | Rows) and _first_of_ranks():
+    if isinstance(source, Folder | Rows) and first_of_ranks():
         print(source.report(), file=sys.stderr)
         if isinstance(source, Folder) and source.bad:
             folder.mkdir(parents=True, exist_ok=True)
             source.write_bad(folder / "set-aside.jsonl")
     if not config.train.preview_prompts:
         config.train.preview_prompts = tuple(source.held_out(8).prompts)
-    with _progress() as progress:
+    with bars() as progress:
         pipeline = Trainer(config, folder, source, progress, options.track).run()
     leave()
-    if not _first_of_ranks():
+    if not first_of_ranks():
         return
     print(f"pipeline: {folder / 'export'}")
     if isinstance(source, Folder):
@@ -212,7 +217,7 @@ def sample(options: SampleOptions) -> None:
     named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
     changes = {name: value for name, value in named.items() if value is not None}
     settings = pipeline.config.sampling.replace(**changes)
-    with _progress() as progress:
+    with bars() as progress:
         bar = progress.add_task("sampling", total=None)
         images = pipeline(
             options.prompt,
@@ -270,7 +275,7 @@ def evaluate(options: EvalOptions) -> None:
         return
     device = find_device(options.device)
     pipeline = load(options.model).to(device)
-    with _progress() as progress:
+    with bars() as progress:
         bar = progress.add_task("evaluation", total=None)
 
         def show(done: int, total: int) -> None:
@@ -484,7 +489,7 @@ def data(name: str) -> Callable[..., None]:
     def verb(*arguments: Any) -> None:
         from mezzotint import curate
 
-        with _progress() as progress:
+        with bars() as progress:
             getattr(curate, name)(*arguments, progress)
 
     return verb
@@ -496,46 +501,6 @@ def _dotted_data(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield from _dotted_data(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _first_of_ranks() -> bool:
-    """Whether this process speaks for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _progress() -> "Progress":
-    """Bars with time left and the newest numbers, on stderr, so that stdout holds results only."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-    from rich.text import Text
-
-    class Note(ProgressColumn):
-        """The newest numbers of a run."""
-
-        def render(self, task: Task) -> Text:
-            return Text(task.fields.get("note", ""))
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        *([Note(Column(no_wrap=True))] if console.width >= ROOMY else []),
-    )
-    return Progress(*columns, console=console, disable=not _first_of_ranks())
 
 
 VERBS: dict[str, tuple[Any, Callable[..., None]]] = {

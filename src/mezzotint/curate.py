@@ -49,8 +49,6 @@ def curate(options: "DataCurateOptions", rest: Sequence[str], progress: "Progres
         progress.console.print(f"left out: {lacking}")
     bars = _Bars(progress)
     with table.locked():
-        table = run(table, CaptionFaults(), options.engine, options.workers, bars("captions"))
-        table = duplicates.dedup(table, duplicates.Duplicates(), options.engine, options.workers, bars("duplicates"))
         table = run_recipe(table, recipe, options.engine, options.workers, bars.named)
     for reason, count in funnel(table).items():
         if count:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import Row, make, png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rewards.published import clip, trocr
-from drawn import Row, make, png
 
 from mezzotint import config
 from mezzotint.curation.caption import Captions, Network, caption, estimate

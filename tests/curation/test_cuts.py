@@ -130,7 +130,7 @@ def test_dirt_is_told_by_its_kind_and_clean_pictures_are_kept(tmp_path: Path, mo
     judged = curate(table, recipe, workers=1, progress=lambda kind, done, total: seen.add(kind))
     found = judged.read(["id", "verdict"]).to_pylist()
     assert {row["id"]: cuts.rule(row["verdict"]) for row in found} == expected(samples, kinds)
-    assert seen == {"probe", "overlay"}
+    assert seen == {"caption faults", "probe", "overlay", "duplicates"}
     assert funnel(judged)["kept"] == 6
 
 

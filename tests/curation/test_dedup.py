@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from drawn import BENCH, Row, make, photo, png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from drawn import BENCH, Row, make, photo, png
 
 from mezzotint.curation import near
 from mezzotint.curation.dedup import Duplicates, Keep, Perceptual, Semantic, clusters, contamination, dedup

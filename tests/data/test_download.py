@@ -55,7 +55,11 @@ BAD: dict[str, tuple[Answer, str, int]] = {  # what is asked for: the answer, th
     "/missing": (says(status(404)), "status 404", 1),
     "/500": (says(status(500)), "status 500", 3),
     "/patience": (says(status(503, b"Retry-After: 3600")), "status 503, and it asks for 3,600 s of patience", 1),
-    "/date": (says(status(429, b"Retry-After: Fri, 01 Jan 2100 00:00:00 GMT")), "status 429, and it asks for", 1),
+    "/date": (
+        says(status(429, b"Date: Fri, 01 Jan 2100 00:00:00 GMT\r\nRetry-After: Fri, 01 Jan 2100 01:00:00 GMT")),
+        "status 429, and it asks for",
+        1,
+    ),
     "/loop": (says(REDIRECT + b"/loop\r\n\r\n"), "more than 3 redirects", 4),
     "/nowhere": (says(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"), "more than 3 redirects", 4),
     "/inside": (says(REDIRECT + b"http://127.0.0.2/secret\r\n\r\n"), "refused: '127.0.0.2' is at 127.0.0.2, which is not public", 1),

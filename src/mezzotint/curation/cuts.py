@@ -6,13 +6,14 @@ In: a table with the columns of stages, and cuts. Out: the column `verdict`, "" 
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint import config
+from mezzotint.curation.dedup import Duplicates, dedup
 from mezzotint.curation.stage import EngineName, Stage, run
 from mezzotint.data.table import Table
 from mezzotint.errors import UserError
@@ -20,7 +21,7 @@ from mezzotint.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERDICT = "verdict"
+VERDICT, DUPLICATE = "verdict", "duplicate_of"
 AT_ONCE = 65_536  # rows
 
 
@@ -78,11 +79,14 @@ FIRST = (  # whatever else is asked for
 
 @dataclass
 class Curation(config.Config, kind="curation"):
-    """A recipe. stages: what must be computed. optional: what is computed where its packages are installed. cuts: in order."""
+    """A recipe. stages: what must be computed. optional: what is computed where its packages are installed. duplicates: what counts as
+    the same row. cuts: in order.
+    """
 
     stages: tuple[Stage, ...]
     cuts: tuple[Cut, ...]
     optional: tuple[Stage, ...] = ()
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     def skipped(self) -> list[str]:
         """What the optional stages lack here, a sentence for each that cannot run."""
@@ -96,20 +100,30 @@ def judge(table: Table, cuts: Sequence[Cut]) -> Table:
     """
     import pyarrow as pa
 
-    wanted = [*FIRST, *cuts]
-    used = [cut for cut in wanted if not cut.optional or cut.column in table.columns]
-    table.check([cut.column for cut in used])
+    used = _used(table, cuts)
     stamp = {
         "cuts": [cut.to_data() for cut in used],
-        "without": [cut.column for cut in wanted if cut not in used],
+        "without": [cut.column for cut in (*FIRST, *cuts) if cut not in used],
         "reads": {cut.column: table.stamp(cut.column) for cut in used},
     }
     if _judged(table) == stamp:
         return table
-    verdicts: list[str] = []
+    return table.with_columns(pa.table({VERDICT: pa.array(verdicts(table, cuts), pa.string())}), stamp)
+
+
+def verdicts(table: Table, cuts: Sequence[Cut]) -> list[str]:
+    """What `judge` would say of every row."""
+    used, found = _used(table, cuts), list[str]()
     for batch in table.batches(list(dict.fromkeys(cut.column for cut in used)), rows=AT_ONCE):
-        verdicts += _verdicts(batch, used)
-    return table.with_columns(pa.table({VERDICT: pa.array(verdicts, pa.string())}), stamp)
+        found += _verdicts(batch, used)
+    return found
+
+
+def _used(table: Table, cuts: Sequence[Cut]) -> list[Cut]:
+    """Those cuts, after `FIRST`, for which the table has a column. UserError where one that is not optional has none."""
+    used = [cut for cut in (*FIRST, *cuts) if not cut.optional or cut.column in table.columns]
+    table.check([cut.column for cut in used])
+    return used
 
 
 def _verdicts(batch: "pa.RecordBatch", cuts: Sequence[Cut]) -> list[str]:
@@ -156,7 +170,7 @@ def curate(
     workers: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Table:
-    """All stages of a recipe that are not done, then the verdicts. What is not installed is told by `Curation.skipped`.
+    """All stages of a recipe that are not done, its duplicates, then the verdicts. What is not installed is told by `Curation.skipped`.
 
     progress: is told the stage's kind, rows done, and of how many. The caller holds the table's lock. UserError where a stage that is not
     optional lacks packages, before anything is computed.
@@ -166,6 +180,10 @@ def curate(
     for stage in (*curation.stages, *(stage for stage in curation.optional if not stage.missing)):
         told = None if progress is None else _of(progress, stage.kind)
         table = run(table, stage, engine, workers, told)
+    told = None if progress is None else _of(progress, curation.duplicates.kind)
+    others = [cut for cut in curation.cuts if cut.column != DUPLICATE]
+    sound = np.array([not verdict for verdict in verdicts(table, others)], bool)
+    table = dedup(table, curation.duplicates, engine, workers, told, sound)
     return judge(table, curation.cuts)
 
 

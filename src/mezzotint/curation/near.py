@@ -177,6 +177,8 @@ def _starts(table: Table) -> list[int]:
 
 def _keys(values: NDArray[Any]) -> NDArray[np.uint64]:
     """(N,) one number for each row of values: of equal ones the same, of others almost surely another."""
+    if not len(values):
+        return np.zeros(0, np.uint64)
     raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
     words = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 8))).view(np.uint64)
     odd = np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -270,12 +270,13 @@ def _connected(addresses: list[str], port: int, end: float, manners: Manners) ->
 
 
 def _retry_after(headers: Message) -> float:
-    """Seconds that a server asks for, 0 if it does not."""
+    """Seconds that a server asks for, 0 if it does not. A time of day is compared with the server's own, since clocks differ."""
     value = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}", value):
         return float(value)
     with suppress(TypeError, ValueError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        then, now = (email.utils.parsedate_to_datetime(text) for text in (value, headers.get("Date") or ""))
+        return max(0.0, (then - now).total_seconds())
     return 0.0
 
 

@@ -318,6 +318,7 @@ def ticks(ends: tuple[float, float], spacing: float) -> list[float]:
 
 
 def tick_label(tick: float, spacing: float) -> str:
+    """A tick with as many decimals as the spacing needs."""
     decimals = max(0, -math.floor(math.log10(spacing) + 1e-9))
     return f"{tick:.{decimals}f}" if decimals <= 4 and abs(tick) < 1e6 else f"{tick:.2e}"
 

@@ -1,22 +1,24 @@
 """What is computed of collected rows, and which of them are kept. The thresholds were chosen on dirtied pictures: `docs/data.md`.
 
-Every recipe also takes what others compute: `duplicate_of`, the id of the row that is kept of two, and `caption_faults`.
+Every recipe also leaves out all but one of rows that are the same, and rows all of whose captions are faulty.
 """
 
+from mezzotint.curation.caption_faults import CaptionFaults
 from mezzotint.curation.clips import Clips
 from mezzotint.curation.cuts import Curation, Cut
+from mezzotint.curation.dedup import Duplicates
 from mezzotint.curation.nsfw import Nsfw
 from mezzotint.curation.overlay import Overlay
 from mezzotint.curation.probe import Probe
 
-OTHERS = (Cut("duplicate_of", empty=True, optional=True), Cut("caption_faults", empty=True, optional=True))
+OTHERS = (Cut("duplicate_of", empty=True), Cut("caption_faults", empty=True))
 NAKED = Cut("nsfw", most=0.6, optional=True)
 
 
 def photos() -> Curation:
     """Photographs and drawings of at least 256 pixels, for a model of about 512."""
     return Curation(
-        stages=(Probe(),),
+        stages=(CaptionFaults(), Probe()),
         optional=(Overlay(), Nsfw()),
         cuts=(
             Cut("short_side", least=256),
@@ -34,9 +36,13 @@ def photos() -> Curation:
 
 
 def pixels() -> Curation:
-    """Emoji, icons and sprites, of 32 pixels and more. Letters are a part of them, and marks are not found on so few pixels."""
+    """Emoji, icons and sprites, of 32 pixels and more. Letters are a part of them, and marks are not found on so few pixels.
+
+    Rows are the same by their bytes alone: of icons that look alike to a fingerprint, one in six is another icon.
+    """
     return Curation(
-        stages=(Probe(),),
+        stages=(CaptionFaults(), Probe()),
+        duplicates=Duplicates(perceptual=None),
         cuts=(Cut("short_side", least=32), Cut("aspect", most=2.0), Cut("flatness", most=0.95), Cut("sharpness", least=350.0), *OTHERS),
     )
 
@@ -44,7 +50,7 @@ def pixels() -> Curation:
 def clips() -> Curation:
     """Clips of one shot that move, but neither shake nor stutter."""
     return Curation(
-        stages=(Clips(),),
+        stages=(CaptionFaults(), Clips()),
         cuts=(
             Cut("seconds", least=1.0),
             Cut("shot_count", most=1),
