@@ -55,6 +55,14 @@ class Half(Stage, kind="test half"):
         return lambda batch: pa.record_batch([pa.array([n / 2 for n in batch["length"].to_pylist()])], names=["half"])
 
 
+@dataclass
+class Lacking(Length, kind="test lacking"):
+    """A stage whose model is not there."""
+
+    def open(self) -> Compute:
+        raise UserError("there is no model; get one")
+
+
 def rows(count: int, first: int = 0) -> Iterator[pa.RecordBatch]:
     names = [f"{i}" for i in range(first, first + count)]
     plain = {"media": "image", "captions": [], "width": 1, "height": 1, "format": "PNG", "sha256": "", "source": "here", "fault": ""}
@@ -114,6 +122,12 @@ def test_a_worker_process_makes_the_same_columns(table: Table, monkeypatch: pyte
     assert column(again, "length") == here
     assert sorted(seen) == seen
     assert seen[-1] == 30
+
+
+def test_a_mistake_in_a_worker_process_is_the_users_one_line(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with pytest.raises(UserError, match="there is no model; get one"):
+        run(table, Lacking(), workers=2)
 
 
 KILLED = """

@@ -75,7 +75,7 @@ class Semantic(Look, kind="semantic"):
         return self.cosine - SLACK
 
     def values(self, column: "pa.ChunkedArray | pa.Array") -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        return _rows(column, np.dtype(column.type.value_type.to_pandas_dtype()), column.type.list_size)
+        return _rows(column, np.dtype(f"f{column.type.value_type.bit_width // 8}"), column.type.list_size)
 
     def found_by(self, values: NDArray[Any]) -> Floats:
         drawn = np.random.default_rng(0).standard_normal((values.shape[1], PROJECTED), np.float32)

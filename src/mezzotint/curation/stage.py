@@ -9,6 +9,7 @@ fragments that are missing, and memory is that of a fragment for each worker.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -141,8 +142,17 @@ def deal(
     remote = daft.cls(worker, use_process=True, max_concurrency=min(workers, len(todo)))(*where)
     frame = daft.from_pydict({"fragment": list(todo)})
     frame = frame.into_partitions(len(todo)) if engine == "ray" else frame.into_batches(1)
-    for row in frame.with_column("part", remote(frame["fragment"])).iter_rows():
-        yield row["fragment"], row["part"]
+    try:
+        for row in frame.with_column("part", remote(frame["fragment"])).iter_rows():
+            yield row["fragment"], row["part"]
+    except Exception as error:
+        raise _own(error) from None
+
+
+def _own(error: Exception) -> Exception:
+    """A user's mistake that a worker found, which Daft tells as the text of an error of its own."""
+    told = re.search(rf"\b{UserError.__name__}: (.+)", str(error))
+    return UserError(told[1]) if told else error
 
 
 def start(engine: EngineName) -> Any:
