@@ -29,6 +29,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from mezzotint.curation.cuts import Cut, curate, funnel
+from mezzotint.curation.dedup import Duplicates
 from mezzotint.curation.measures import measure
 from mezzotint.data import table as tables
 from mezzotint.data.table import Table
@@ -77,7 +78,7 @@ def script(paths: list[Path], out: Path, pool: multiprocessing.pool.Pool) -> int
     kept = 0
     with out.open("w") as file:
         for row in pool.imap(look, paths, chunksize=16):
-            good = not row["fault"] and all(within(row[cut.column], cut) for cut in photos().cuts if not cut.optional)
+            good = not row["fault"] and all(within(row[cut.column], cut) for cut in photos().cuts if cut.column in row)
             kept += good
             file.write(json.dumps({**row, "kept": good}) + "\n")
     return kept
@@ -85,13 +86,13 @@ def script(paths: list[Path], out: Path, pool: multiprocessing.pool.Pool) -> int
 
 def ours(place: str, workers: int) -> int:
     """All rows of a table; how many are kept."""
-    recipe = photos()
+    recipe = photos().replace(duplicates=Duplicates(perceptual=None))  # which the script does not look for
     recipe.optional = ()
     return funnel(curate(Table.open(place), recipe, workers=workers))["kept"]
 
 
 def made(paths: list[Path], place: Path) -> str:
-    samples = (dirty.Sample(path.name, path.read_bytes()) for path in paths)
+    samples = (dirty.Sample(path.name, path.read_bytes(), "drawn for a measurement") for path in paths)
     Table.create(place, (batch for sample in samples for batch in dirty.rows([sample])))
     return str(place)
 
