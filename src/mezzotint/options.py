@@ -229,7 +229,7 @@ class DataCurateOptions:
     recipe: str = "photos"
     """What is measured, and where it is cut: photos, pixels, clips."""
     report: Path | None = None
-    """The page to draw; report.html beside the table if not given."""
+    """The page to draw; TABLE.html beside the table if not given."""
     engine: EngineName = "native"
     """native: this machine. ray: the cluster that RAY_ADDRESS names."""
     workers: int = 2

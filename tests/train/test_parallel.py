@@ -1,6 +1,7 @@
 """What is done to a role's blocks from outside changes what is kept, and not what is computed."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -169,9 +170,17 @@ def small(name: str) -> nn.Module:
         return config.replace(**few).build()
 
 
-def test_networks_whose_tokens_can_be_spread() -> None:
-    for name in ("dit-s-2", "sd3-medium", "flux-dev", "pixart-sigma", "uvit-s-2", "fuse-dit-2b"):
-        context.check(small(name), 2)
+@pytest.mark.parametrize("name", ["dit-s-2", "sd3-medium", "flux-dev", "pixart-sigma", "uvit-s-2", "fuse-dit-2b"])
+def test_what_is_cut_are_arguments_of_the_blocks(name: str) -> None:
+    net = small(name)
+    context.check(net, 2)
+    assert blocks(net)
+    for block in blocks(net):
+        cut, arguments = context.CUTS[type(block)], set(inspect.signature(type(block).forward).parameters)
+        named = {*cut.tokens, *cut.beside, *(["rotation"] if cut.rotation else []), *(["mask"] if cut.mask else [])}
+        assert named <= arguments
+        assert ("rotation" in arguments, "mask" in arguments) == (bool(cut.rotation), bool(cut.mask))
+        assert {*cut.rotation, *cut.mask} <= {*cut.tokens, *cut.beside}
 
 
 @pytest.mark.parametrize(

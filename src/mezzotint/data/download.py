@@ -170,7 +170,7 @@ class _Queue:
         self.later: list[tuple[float, int, str, _Job]] = []  # jobs that wait for a second try
 
     def put(self, job: _Job, after: float = 0.0, rests: bool = False) -> None:
-        """Add a job, for now or for so many seconds later; `rests`: until then the host is not asked for anything."""
+        """Add a job, due at once or after so many seconds; `rests`: until then the host is not asked for anything."""
         try:
             host = host_of(job.url)
         except RefusedError as error:
