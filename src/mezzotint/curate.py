@@ -54,7 +54,8 @@ def curate(options: "DataCurateOptions", rest: Sequence[str], progress: "Progres
         if count:
             print(f"{reason:16} {count:>9,}")
     _draw(table, options.report, 0)
-    if any(not row["verdict"] and row["media"] == "image" for row in table.read(["verdict", "media"]).to_pylist()):  # no model learns clips yet
+    rows = table.read(["verdict", "media"]).to_pylist()
+    if any(row["media"] == "image" for row in rows if not row["verdict"]):  # no model learns clips yet
         print(f"train: mezzotint train tiny.images --data {table.path}")
 
 
