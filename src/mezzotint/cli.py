@@ -15,6 +15,7 @@ from mezzotint.bars import bars, first_of_ranks
 from mezzotint.errors import UserError, unknown
 from mezzotint.options import (
     AverageOptions,
+    DataCacheOptions,
     DataCaptionOptions,
     DataCurateOptions,
     DataDedupOptions,
@@ -63,6 +64,7 @@ Of data:
   data ingest    read a source into a table
   data dedup     find duplicates, and what an evaluation set has too
   data caption   write captions
+  data cache     write latents and text states, so that training makes them no more
   data report    draw the page on which a person looks at the data
   data inspect   print a row
   data snapshot  name a version
@@ -519,6 +521,7 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "data ingest": (DataIngestOptions, data("ingest")),
     "data dedup": (DataDedupOptions, data("dedup")),
     "data caption": (DataCaptionOptions, data("caption")),
+    "data cache": (DataCacheOptions, data("cache")),
     "data report": (DataReportOptions, data("report")),
     "data inspect": (DataInspectOptions, data("inspect")),
     "data snapshot": (DataSnapshotOptions, data("snapshot")),

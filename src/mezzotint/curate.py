@@ -7,23 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from mezzotint.codecs import Identity
 from mezzotint.curation import caption as captions
 from mezzotint.curation import dedup as duplicates
 from mezzotint.curation import look
+from mezzotint.curation.cache import LatentsConfig, StatesConfig
 from mezzotint.curation.caption_faults import CaptionFaults
 from mezzotint.curation.cuts import Curation, funnel
 from mezzotint.curation.cuts import curate as run_recipe
 from mezzotint.curation.endpoint import Endpoint
-from mezzotint.curation.stage import run
+from mezzotint.curation.stage import done, run
 from mezzotint.data.ingest import ingest as read_source
 from mezzotint.data.table import Table, is_table
 from mezzotint.errors import UserError, unknown
+from mezzotint.pipeline import load
 from mezzotint.recipes import curation as recipes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mezzotint.options import (
+        DataCacheOptions,
         DataCaptionOptions,
         DataCurateOptions,
         DataDedupOptions,
@@ -93,10 +97,38 @@ def caption(options: "DataCaptionOptions", progress: "Progress") -> None:
         raise UserError("captions from this endpoint cost money; give the same command with --yes to start")
     bars = _Bars(progress)
     with table.locked():
-        table = captions.caption(table, by, workers=options.workers, progress=bars("captions"))
+        table = captions.caption(table, by, options.engine, options.workers, bars("captions"))
         for column in ("captions", "captions_short", "captions_long"):
-            table = run(table, CaptionFaults(column), workers=options.workers, progress=bars(f"checks of {column}"))
+            table = run(table, CaptionFaults(column), options.engine, options.workers, bars(f"checks of {column}"))
     print(f"table: {table.path}, version {table.version}")
+
+
+def cache(options: "DataCacheOptions", progress: "Progress") -> None:
+    """Latents and states for all rows, and how to train on them."""
+    table, bars, words = Table.open(options.table), _Bars(progress), list[str]()
+    pipeline = load(options.pipeline)
+    size = options.size or pipeline.config.sampling.side
+    stages: dict[str, LatentsConfig | StatesConfig] = {
+        "latents": LatentsConfig(options.pipeline, size, options.multiple, dtype=options.dtype, device=options.device),
+        "states": StatesConfig(options.pipeline, options.captions, dtype=options.dtype, device=options.device),
+    }
+    if isinstance(pipeline.codec, Identity) and "latents" in options.what:
+        stages.pop("latents")
+        print(f"latents: left out, since {options.pipeline} draws pixels: its latents are the pictures")
+    with table.locked():
+        for name in filter(options.what.__contains__, stages):
+            there, ready = name in table.columns, done(table, stages[name])
+            table = run(table, stages[name], options.engine, options.workers, bars(name))
+            told = "there already" if ready else "made again, since they were not of these weights, settings and rows" if there else "made"
+            having = len(table) - table.dataset.count_rows(filter=f"{name} IS NULL")
+            print(f"{name}: {told}; {having:,} of {len(table):,} rows have them")
+            words.append(f"--data.{name} {name}")
+    if words:
+        words += [f"--data.multiple {options.multiple}"] * bool(options.multiple)
+        words += [f"--data.captions {' 1 '.join(options.captions)} 1"] * (options.captions != ("captions",))
+        print(f"train: mezzotint train RECIPE --init {options.pipeline} --data {table.path} --data.size {size} {' '.join(words)}")
+    if "states" in options.what:
+        print("a run that trains its text encoder refuses states; one of an adapter does not (--adapter.rank 8)")
 
 
 def report(options: "DataReportOptions", progress: "Progress") -> None:

@@ -214,8 +214,18 @@ class ExportOptions:
 EngineName = Literal["native", "ray"]
 
 
+@dataclass(kw_only=True)
+class Workers:
+    """Who does the work, in verbs whose work can be dealt out."""
+
+    engine: EngineName = "native"
+    """native: this machine. ray: the cluster that RAY_ADDRESS names."""
+    workers: int = 2
+    """Processes that work side by side."""
+
+
 @dataclass
-class DataCurateOptions:
+class DataCurateOptions(Workers):
     """From raw files to a table worth training on: ingest, measure, find duplicates, judge, and draw the report.
 
     Stopped at any point, the same command goes on from there. Any field of the recipe can be set by its dotted name; thresholds can be
@@ -230,10 +240,6 @@ class DataCurateOptions:
     """What is measured, and where it is cut: photos, pixels, clips."""
     report: Path | None = None
     """The page to draw; TABLE.html beside the table if not given."""
-    engine: EngineName = "native"
-    """native: this machine. ray: the cluster that RAY_ADDRESS names."""
-    workers: int = 2
-    """Processes that work side by side."""
 
 
 @dataclass
@@ -247,21 +253,17 @@ class DataIngestOptions:
 
 
 @dataclass
-class DataDedupOptions:
+class DataDedupOptions(Workers):
     """Find duplicates, and rows that an evaluation set has too."""
 
     table: tyro.conf.Positional[Path]
     """The table."""
     against: Path | None = None
     """The table of an evaluation set: say which rows it has too, instead of duplicates within."""
-    engine: EngineName = "native"
-    """native: this machine. ray: the cluster that RAY_ADDRESS names."""
-    workers: int = 2
-    """Processes that work side by side."""
 
 
-@dataclass
-class DataCaptionOptions:
+@dataclass(kw_only=True)
+class DataCaptionOptions(Workers):
     """Write captions, short and long. Says what it will cost before it starts."""
 
     table: tyro.conf.Positional[Path]
@@ -277,7 +279,34 @@ class DataCaptionOptions:
     yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Start without asking where it costs money."""
     workers: int = 1
-    """Processes that work side by side."""
+    """Processes that work side by side, each with a network of its own."""
+
+
+@dataclass(kw_only=True)
+class DataCacheOptions(Workers):
+    """Write latents of pictures and states of captions to a table, so that training makes them no more.
+
+    Where the table has them already from the same weights and settings, nothing is done; from others, they are made again.
+    """
+
+    table: tyro.conf.Positional[Path]
+    """The table."""
+    pipeline: str
+    """Whose codec and text encoder: starter, an exported or imported pipeline, or the folder of a run. Training begins from it."""
+    what: tuple[Literal["latents", "states"], ...] = ("latents", "states")
+    """latents: of the pictures. states: of the captions."""
+    size: int | None = None
+    """Side of the pictures in pixels, as --data.size of the run; that which the pipeline draws if not given."""
+    multiple: int = 0
+    """0: squares. Else the shapes of --data.multiple."""
+    captions: tuple[str, ...] = ("captions",)
+    """The columns of captions that the run will draw from."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Their precision."""
+    device: DeviceName = "auto"
+    """Where to compute; auto: a GPU where there is one."""
+    workers: int = 1
+    """Processes that work side by side, each with networks of its own."""
 
 
 @dataclass

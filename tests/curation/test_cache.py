@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mezzotint.cli import main
 from mezzotint.codecs.kl import KLConfig
 from mezzotint.curation.cache import LatentsConfig, StatesConfig
 from mezzotint.curation.stage import done, run
@@ -146,3 +147,29 @@ def test_what_cannot_be_decoded_has_no_latents(table: Table, pipelines: list[Pat
     rows = [{**broken, "content": broken["content"][:200]}, {**broken, "content": None, "id": "none"}, whole]
     made = run(Table.create(tmp_path / "t.lance", [pa.RecordBatch.from_pylist(rows, schema=tables.schema())]), latents(pipelines[0]))
     assert [value is None for value in made.read(["latents"])["latents"].to_pylist()] == [True, True, False]
+
+
+def test_the_verb_says_what_it_did_and_how_to_train(
+    table: Table, pipelines: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Table.create(tmp_path / "t.lance", table.batches(table.columns)).path
+    words = ["data", "cache", str(place), "--multiple", "4", "--dtype", "float32", "--device", "cpu", "--pipeline"]
+    for pipeline, told in ((0, "made;"), (0, "there already;"), (1, "made again, since")):
+        assert main([*words, str(pipelines[pipeline])]) == 0
+        out = capsys.readouterr().out
+        assert f"latents: {told}" in out
+        assert f"states: {told}" in out
+        assert "16 of 16 rows" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("train: ")]
+    fields = line.split(f"--data {place} ")[1].split()
+    assert fields == ["--data.size", f"{SIDE}", "--data.latents", "latents", "--data.states", "states", "--data.multiple", "4"]
+    source(Table.open(place), latents="latents", states="states", multiple=4).build().check(load(pipelines[1]).requires_grad_(False))
+    with pytest.raises(UserError, match="another weights"):
+        source(Table.open(place), latents="latents", multiple=4).build().check(load(pipelines[0]))
+
+
+def test_pictures_are_the_latents_of_a_model_of_pixels(table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Table.create(tmp_path / "t.lance", table.batches(table.columns)).path
+    assert main(["data", "cache", str(place), "--pipeline", "starter", "--what", "latents"]) == 0
+    assert "latents: left out" in capsys.readouterr().out
+    assert "latents" not in Table.open(place).columns
