@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from mezzotint.cli import VERBS, _with_fields
-from mezzotint.data.rows import TableConfig
+from mezzotint.data.mixture import found
 from mezzotint.flow.solvers import SOLVERS
 from mezzotint.models import PRESETS
 from mezzotint.options import PlanOptions, TrainOptions
@@ -55,8 +55,8 @@ def test_commands_are_understood(command: str) -> None:
     parsed, rest = tyro.cli(options, args=words[length:], return_unknown_args=True)
     if isinstance(parsed, TrainOptions | PlanOptions):  # which take any field of their recipe
         config = published(parsed.recipe) if parsed.recipe in PRESETS else RECIPES[parsed.recipe]("s")
-        if isinstance(parsed, TrainOptions) and parsed.data and parsed.data.suffix == ".lance":
-            config.data = TableConfig(str(parsed.data))
+        if isinstance(parsed, TrainOptions) and parsed.data:
+            config.data = found(parsed.data, config.data.size)
         _with_fields(config, rest, f"{words[1]} {parsed.recipe}")
         return
     assert not rest

@@ -96,8 +96,9 @@ def lifecycle(options: LifecycleOptions) -> None:
 
 def train(options: TrainOptions, rest: list[str]) -> None:
     from mezzotint.data.folder import Folder
+    from mezzotint.data.mixture import Mixture, MixtureConfig, found
     from mezzotint.data.rows import Rows, TableConfig
-    from mezzotint.data.table import is_table
+    from mezzotint.data.survey import write_bad
     from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
     from mezzotint.train.parallel import leave
@@ -106,23 +107,21 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if options.recipe not in RECIPES:
         raise unknown("recipe", options.recipe, RECIPES)
     config = RECIPES[options.recipe](options.size)
-    if options.data is not None:
-        if is_table(options.data):
-            config.data = TableConfig(size=config.data.size)
-        rest = ["--data.path", str(options.data), *rest]
+    if options.data:
+        config.data = found(options.data, config.data.size)
     if options.fields:
         print("\n".join(f"{name} = {value!r}" for name, value in _fields(config)))
         return
     config = _with_fields(config, rest, f"train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
-    if isinstance(config.data, TableConfig):
+    if isinstance(config.data, TableConfig | MixtureConfig):
         config.data = config.data.pinned(folder)
     source = config.data.build()
-    if isinstance(source, Folder | Rows) and first_of_ranks():
+    if isinstance(source, Folder | Rows | Mixture) and first_of_ranks():
         print(source.report(), file=sys.stderr)
-        if isinstance(source, Folder) and source.bad:
+        if source.bad:
             folder.mkdir(parents=True, exist_ok=True)
-            source.write_bad(folder / "set-aside.jsonl")
+            write_bad(source.bad, folder / "set-aside.jsonl")
     if not config.train.preview_prompts:
         config.train.preview_prompts = tuple(source.held_out(8).prompts)
     with bars() as progress:

@@ -47,8 +47,6 @@ KINDS: dict[str, dict[str, object]] = {
     "plain": {},
     "varied": VARIED,
     "buckets": {**VARIED, "multiple": 4},
-    "mixture": {"mixture": {"source = 'near'": 1.0, "source = 'far'": 1.0}},
-    "both": {"multiple": 4, "mixture": {"source = 'near'": 1.0, "source = 'far'": 1.0}},
 }
 
 # The stream.
@@ -88,7 +86,7 @@ def test_seeds_give_other_orders(place: Path) -> None:
     assert build(place, seed=1).batch(0, 10).ids != build(place, seed=2).batch(0, 10).ids
 
 
-@pytest.mark.parametrize("kind", ["varied", "both"])
+@pytest.mark.parametrize("kind", ["varied", "buckets"])
 def test_reading_ahead_changes_nothing(place: Path, kind: str) -> None:
     source = build(place, workers=3, **KINDS[kind])
     expected = [build(place, **KINDS[kind]).batch(number, 3) for number in range(24)]
@@ -156,20 +154,6 @@ def test_rows_come_as_often_as_they_repeat(tmp_path: Path) -> None:
     source = build(table.path)
     expected = {f"{seed}": (3, 1, 1)[seed % 3] for seed in range(9) if f"{seed}" not in source.held_out(9).ids}
     assert Counter(source.batch(1, len(source)).ids) == expected
-
-
-def test_parts_come_in_their_proportions_and_their_rows_equally_often(place: Path) -> None:
-    source = build(place, mixture={"source = 'near'": 1.0, "source = 'far'": 3.0})
-    assert set(build(place, where="source = 'far'").batch(0, 50).ids) <= {f"{seed:02}" for seed in range(0, ROWS, 5)}
-    assert Counter("far" if int(name) % 5 == 0 else "near" for name in source.batch(0, 1024).ids) == {"far": 768, "near": 256}
-    stream = source.batch(1, 500).ids
-    for rows in ([name for name in stream if int(name) % 5 == 0], [name for name in stream if int(name) % 5]):
-        counts = Counter(rows)
-        assert max(counts.values()) - min(counts.values()) <= 2
-    with pytest.raises(UserError, match="no training row"):
-        build(place, mixture={"source = 'nowhere'": 1.0})
-    with pytest.raises(UserError, match="1/1024"):
-        build(place, mixture={"source = 'near'": 1.0, "source = 'far'": 1e-5})
 
 
 def test_batches_of_buckets_have_one_shape_and_miss_no_row(place: Path) -> None:
@@ -269,7 +253,7 @@ def test_a_run_goes_on_with_the_version_that_it_began_with(place: Path, tmp_path
 
 
 def test_settings_are_stored_and_checked(place: Path) -> None:
-    config = TableConfig(str(place), captions={"short": 1.0}, mixture={"source = 'near'": 1.0})
+    config = TableConfig(str(place), captions={"short": 1.0})
     assert Config.from_data(config.to_data()) == config
     assert config == replace(config, workers=7)
     for fields in ({"size": 0}, {"held_out": 1.0}, {"max_bad": -0.1}, {"latents": "short", "flip": True}, {"captions": {"short": 0.0}}):
@@ -324,7 +308,7 @@ def test_a_run_on_a_table_that_grows_meanwhile_is_the_same_run(tmp_path: Path, c
     rows = [damaged(f"{seed}", seed) if seed == 4 else row(f"{seed}", picture(seed)) for seed in range(20)]
     table = create(tmp_path / "t.lance", rows)
     words = ["train", "tiny.images", "--size", "xs", "--data", str(table.path), "--data.max-bad", "0.1", "--data.captions", "captions", "1"]
-    words += ["--data.mixture", "source = 'here'", "1", "--train.batch", "4", "--train.steps", "4", "--train.accumulate", "2"]
+    words += ["--train.batch", "4", "--train.steps", "4", "--train.accumulate", "2"]
     words += ["--train.log", "1", "--train.checkpoint", "2", "--train.held-out", "2"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     assert "20 of 20 rows" in capsys.readouterr().err

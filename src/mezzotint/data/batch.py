@@ -1,10 +1,11 @@
 """What training eats: batches, the sources they come from, and the loader that remembers where it was."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +54,20 @@ class Batch:
                 setattr(part, name, value.index(rows) if isinstance(value, Cond) else value[rows])
         return part
 
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Batches one after the other; images 0..255 beside others are scaled. ValueError where some have what others have not."""
+        if len({part.images.dtype for part in parts}) > 1:
+            parts = [part.scaled() for part in parts]
+        joined = copy(parts[0])
+        for name in vars(joined):
+            values = [value for part in parts if (value := getattr(part, name)) is not None]
+            if values and len(values) < len(parts):
+                raise ValueError(f"{name} must be in all batches or in none, and is in {len(values)} of {len(parts)}")
+            if values:
+                setattr(joined, name, _joined(values))
+        return joined
+
     def x0(self, pipeline: Pipeline) -> Tensor:
         """Where a flow of pictures ends: the latents, or what the pipeline's codec makes of the images."""
         return pipeline.codec.encode(self.images) if self.latents is None else self.latents
@@ -67,6 +82,12 @@ class Batch:
         if self.images.dtype == torch.uint8:
             batch.images = scaled(self.images)
         return batch
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Cond):
+        return Cond.cat(values)
+    return torch.cat(list(values)) if isinstance(values[0], Tensor) else [each for value in values for each in value]
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from mezzotint import config
 from mezzotint.data.batch import Batch
 from mezzotint.data.decode import UnusableError, opened, square
 from mezzotint.data.rows import CAPTIONS, MEMORY, Row, Rows, TableConfig, check
-from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, sidecar, survey
+from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, sidecar, survey, write_bad
 from mezzotint.data.table import Table, is_table, schema
 from mezzotint.errors import UserError
 
@@ -115,6 +115,10 @@ class Folder:
         """See `Rows.read`."""
         return self.rows.read(number, size)
 
+    def span(self, start: int, stop: int) -> Batch:
+        """See `Rows.span`."""
+        return self.rows.span(start, stop)
+
     def held_out(self, size: int) -> Batch:
         """The first `size` held-out images, or as many as there are, in an order that is a function of their pixels.
 
@@ -136,15 +140,11 @@ class Folder:
         lines += [f"  {count:,} {kind} (first: {first[kind]!r})" for kind, count in kinds.most_common(4)]
         return "\n".join(lines)
 
-    def write_bad(self, path: str | Path) -> None:
-        """Write what was set aside as JSON lines with `file` and `reason`."""
-        Path(path).write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in self.bad), encoding="utf-8")
-
     def _refusal(self) -> UserError:
         total, worst = len(self.bad) + len(self.ids), self.bad[0]
         with tempfile.NamedTemporaryFile(prefix="mezzotint-bad-", suffix=".jsonl", delete=False) as file:
             listing = file.name
-        self.write_bad(listing)
+        write_bad(self.bad, listing)
         raising = f", or go on without them with max_bad above {len(self.bad) / total:.3f}" if self.ids else ""
         return UserError(
             f"{len(self.bad)} of {total} files and rows in {self.config.path!r} cannot be used, the first being {worst.file!r} "

@@ -28,7 +28,7 @@ from mezzotint.data import buckets, cache
 from mezzotint.data.batch import Batch
 from mezzotint.data.captions import choose
 from mezzotint.data.decode import UnusableError, fitted
-from mezzotint.data.order import Order, leading, split
+from mezzotint.data.order import Chosen, Order, leading, split
 from mezzotint.data.survey import Bad
 from mezzotint.data.table import Table
 from mezzotint.errors import UserError
@@ -54,9 +54,8 @@ class TableConfig(config.Config, kind="table"):
     path: the table. version: its number, or the name of a snapshot; the newest if empty. A run stores the number, and goes on with it.
     size: side of the square pictures, in pixels. multiple: 0 for squares; else pictures have shapes of about that area (`data.buckets`),
     whose sides are multiples of it. where: a condition on columns, as in SQL, that rows must fulfil. captions: columns with captions and
-    how often each is taken; the column `captions` alone if empty. mixture: conditions, and how often a row that fulfils each of them
-    comes; if empty, every row comes once an epoch, or as often as its `repeats` says. crop: what is cut out. flip: mirror half of the
-    training pictures, left to right. held_out: share of the rows kept out of training. max_bad: the share of rows that cannot be decoded
+    how often each is taken; the column `captions` alone if empty. crop: what is cut out. flip: mirror half of the training pictures, left
+    to right. held_out: share of the rows kept out of training. max_bad: the share of rows that cannot be decoded
     above which the run ends. latents, states: columns of `curation.cache` that are taken in the place of pictures and with the prompts;
     none if empty. seed: of the order, captions, cuts and flips; the split does not depend on it. workers: threads that read, one for each
     core, but no more than `MOST_WORKERS`, if 0; no number depends on it.
@@ -68,7 +67,6 @@ class TableConfig(config.Config, kind="table"):
     multiple: int = 0
     where: str = ""
     captions: dict[str, float] = field(default_factory=dict)
-    mixture: dict[str, float] = field(default_factory=dict)
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
     held_out: float = 0.01
@@ -85,9 +83,13 @@ class TableConfig(config.Config, kind="table"):
         """The table at the version."""
         return Table.open(self.path, int(self.version) if self.version.isdecimal() else self.version or None)
 
-    def pinned(self, run: Path) -> "TableConfig":
-        """The same with the number of the version: the one that the run in this folder began with, or what the newest is now."""
+    def pinned(self, run: Path, part: str = "") -> "TableConfig":
+        """The same with the number of the version: the one that the run in this folder began with, or what the newest is now.
+
+        part: the name, where the table is one of a mixture.
+        """
         stored = read_json(run / "config.json")["data"] if (run / "config.json").is_file() else {}
+        stored = stored.get("parts", {}).get(part, {}) if part else stored
         if not self.version and stored.get("kind") == self.kind:
             return self.replace(version=stored["version"])
         return self.replace(version=str(self.open().version))
@@ -138,7 +140,7 @@ class Rows:
             self.training = self.training.repeat_interleave(times[self.training])
         self.version = f"table {table.version} {hashlib.sha256(ours.tobytes()).hexdigest()[:16]}"
         self.shapes, assigned = self._bucketed(small, rows)
-        self.order = Order(self._parts(), list(config.mixture.values()) or [1.0], assigned, len(self.shapes), config.seed)
+        self.order = Order(self.training, assigned, len(self.shapes), config.seed)
         self.workers = config.workers or min(MOST_WORKERS, os.cpu_count() or 1)
         self.bad: list[Bad] = []
         self._faulty: set[int] = set()
@@ -162,13 +164,13 @@ class Rows:
         """As `batch`, in any thread, with images 0..255."""
         with self._lock:  # else threads that come to a new epoch together would each shuffle it
             chosen = self.order.batch(number, size)
-        rows, parts = chosen.rows.tolist(), chosen.parts.tolist()
-        there = self._read(rows)
-        samples = [
-            self._sound(there[row], row, part, chosen.bucket, number * size + place)
-            for place, (row, part) in enumerate(zip(rows, parts, strict=True))
-        ]
-        return _collated(samples, self.shapes[chosen.bucket])
+        return self._batch(chosen, number * size)
+
+    def span(self, start: int, stop: int) -> Batch:
+        """Positions from `start` to before `stop` of the stream of squares, as `read`."""
+        with self._lock:
+            chosen = self.order.span(start, stop)
+        return self._batch(chosen, start)
 
     def held_out(self, size: int) -> Batch:
         """The first `size` held-out rows, or as many as there are, in an order that is a function of what is in them.
@@ -226,15 +228,6 @@ class Rows:
             usable &= ~those
         return usable
 
-    def _parts(self) -> list[Tensor]:
-        """Training rows of each condition of the mixture."""
-        parts = []
-        for condition in self.config.mixture:
-            parts.append(self.training[torch.from_numpy(self.table.matching(condition))[self.training]])
-            if not len(parts[-1]):
-                raise UserError(f"mixture has a condition that no training row of {self.config.path!r} fulfils: {condition!r}")
-        return parts or [self.training]
-
     def _bucketed(self, small: "pa.Table", rows: NDArray[np.int64]) -> tuple[list[buckets.Shape], Tensor]:
         """The shapes of pictures, and which of them every row has."""
         assigned = torch.zeros(len(self.table), dtype=torch.int64)
@@ -246,6 +239,13 @@ class Rows:
         return shapes, assigned
 
     # From rows to samples.
+
+    def _batch(self, chosen: Chosen, start: int) -> Batch:
+        """The batch of some rows, the first of which stands at position `start` of the stream."""
+        rows = chosen.rows.tolist()
+        there = self._read(rows)
+        samples = [self._sound(there[row], row, chosen.bucket, start + place) for place, row in enumerate(rows)]
+        return _collated(samples, self.shapes[chosen.bucket])
 
     def _read(self, rows: Sequence[int]) -> dict[int, Row]:
         """Rows by their numbers, from memory or the disk."""
@@ -260,14 +260,14 @@ class Rows:
                 there[number] = Row(row["id"], variants, row.get("content"), row.get(self.config.latents), row.get(self.config.states))
         return there
 
-    def _sound(self, row: Row, number: int, part: int, bucket: int, position: int) -> "_Sample":
+    def _sound(self, row: Row, number: int, bucket: int, position: int) -> "_Sample":
         """The sample of a row at a position of the stream; where it cannot be decoded, that of the next one that can."""
         for _ in range(len(self)):
             try:
                 return self._sample(row, number, self.shapes[bucket], position)
             except UnusableError as error:
                 self._set_aside(number, row.name, str(error))
-            number = self.order.after(number, part)
+            number = self.order.after(number)
             row = self._read([number])[number]
         raise UserError(f"no row like {row.name!r} of {self.config.path!r} can be decoded; filter the table first")
 

@@ -16,7 +16,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,6 +41,11 @@ class Bad:
 
     file: str
     reason: str
+
+
+def write_bad(bad: Iterable[Bad], path: str | Path) -> None:
+    """Write what was set aside as JSON lines with `file` and `reason`."""
+    Path(path).write_text("".join(json.dumps(asdict(each)) + "\n" for each in bad), encoding="utf-8")
 
 
 @dataclass

@@ -44,12 +44,13 @@ def changed(run: C, changes: Mapping[str, Any]) -> C:
         *path, last = name.split(".")
         owner: Any = run
         for part in path:
-            owner = getattr(owner, part, None)
-        if not hasattr(owner, last):
+            owner = _members(owner).get(part)
+        if last not in _members(owner):
             raise unknown("field of a stage", name, (known for known, _ in dotted(run) if changeable(known)))
         if not changeable(name):
             raise UserError(f"{name} cannot change from stage to stage; what can is {', '.join(CHANGEABLE)}")
-        setattr(owner, last, float(value) if type(value) is int and isinstance(getattr(owner, last), float) else value)
+        value = float(value) if type(value) is int and isinstance(_members(owner)[last], float) else value
+        owner.__setitem__(last, value) if isinstance(owner, dict) else setattr(owner, last, value)
     return run
 
 
@@ -59,13 +60,19 @@ def changeable(name: str) -> bool:
 
 
 def dotted(run: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of nested dataclasses by their dotted names."""
-    for each in fields(run):
-        value = getattr(run, each.name)
-        if is_dataclass(value):
-            yield from dotted(value, f"{prefix}{each.name}.")
+    """The fields of nested dataclasses by their dotted names, and what is in dictionaries by its keys."""
+    for name, value in _members(run).items():
+        if is_dataclass(value) or _members(value):
+            yield from dotted(value, f"{prefix}{name}.")
         else:
-            yield prefix + each.name, value
+            yield prefix + name, value
+
+
+def _members(owner: Any) -> dict[str, Any]:
+    """The fields of a dataclass or what is in a dictionary; nothing of anything else."""
+    if is_dataclass(owner):
+        return {each.name: getattr(owner, each.name) for each in fields(owner)}
+    return owner if isinstance(owner, dict) else {}
 
 
 def become(live: Any, other: Any) -> None:

@@ -27,6 +27,7 @@ from mezzotint import config
 from mezzotint.config import Config
 from mezzotint.data.batch import Batch, Loader, Source
 from mezzotint.data.folder import FolderConfig
+from mezzotint.data.mixture import Mixture, MixtureConfig
 from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.worlds import WorldsConfig
@@ -98,7 +99,7 @@ class RunConfig(config.Config, kind="run"):
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    data: WorldsConfig | FolderConfig | PairsConfig | TableConfig = field(default_factory=WorldsConfig)
+    data: WorldsConfig | FolderConfig | PairsConfig | TableConfig | MixtureConfig = field(default_factory=WorldsConfig)
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -145,7 +146,7 @@ class Trainer:
         progress: Progress | None = None,
         track: TrackerName | None = None,
     ) -> None:
-        if isinstance(config.data, TableConfig):
+        if isinstance(config.data, TableConfig | MixtureConfig):
             config = config.replace(data=config.data.pinned(folder))
         self.described, self.folder, self.track = config, folder, track
         self.stages, self.stage = config.staged(), 0
@@ -386,7 +387,7 @@ class Trainer:
         ours = self.given is not None and self.config.data == self.described.data
         source = self.given if ours else self.config.data.build()
         assert source is not None
-        if isinstance(source, Rows):
+        if isinstance(source, Rows | Mixture):
             source.check(self.method.student)
         return source
 
