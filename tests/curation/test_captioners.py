@@ -179,7 +179,7 @@ def test_what_does_not_pass_ends_the_run_and_nothing_is_paid_twice(server: Serve
     good = server.act
     server.act = lambda number, handler: good(number, handler) if number < 3 else reply(handler, b"", 503)
     table, asking = make(tmp_path / "t.lance", rows(6)), endpoint(server, tries=2)
-    with pytest.raises(UserError, match=r"does not answer \(HTTP 503\); the same command goes on from here"):
+    with pytest.raises(UserError, match="answered with the error 503; the same command goes on from here"):
         caption(table, asking)
     assert len(server.asked) == 5
     (journal,) = (table.path / NOTES / "captions").glob("*.jsonl")
@@ -193,7 +193,7 @@ def test_what_does_not_pass_ends_the_run_and_nothing_is_paid_twice(server: Serve
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_a_server_that_refuses_all_is_not_asked_on(server: Server, tmp_path: Path, code: int) -> None:
     server.act = lambda number, handler: reply(handler, b"", code)
-    with pytest.raises(UserError, match=f"answers HTTP {code}; check url, model"):
+    with pytest.raises(UserError, match=f"answered with the error {code}; check url, model"):
         caption(make(tmp_path / "t.lance", rows(4)), endpoint(server))
     assert len(server.asked) == 1
 
@@ -201,7 +201,7 @@ def test_a_server_that_refuses_all_is_not_asked_on(server: Server, tmp_path: Pat
 def test_a_key_is_not_carried_elsewhere(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "secret")
     server.act = lambda number, handler: reply(handler, b"", 302, Location=f"{server.url}/elsewhere")
-    with pytest.raises(UserError, match="answers HTTP 302"):
+    with pytest.raises(UserError, match="answered with the error 302"):
         caption(make(tmp_path / "t.lance", rows(1)), endpoint(server, key="A_KEY"))
     assert len(server.asked) == 1
 

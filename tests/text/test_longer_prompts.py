@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from mezzotint.cli import main
 from mezzotint.errors import UserError
 from mezzotint.pipeline import Pipeline
-from mezzotint.text.enhance import BODY, KEY, LONGEST, Endpoint, Enhanced, Failed, endpoint, enhance, lost_words, plain, source
+from mezzotint.text.chat import BODY
+from mezzotint.text.chat import Server as Chat
+from mezzotint.text.enhance import KEY, LONGEST, Endpoint, Enhanced, Failed, endpoint, enhance, lost_words, plain, source
 from mezzotint.text.writer import ByteWriterConfig
 from mezzotint.worlds.caption import lost
 
@@ -158,7 +160,8 @@ def server(one_server: Server) -> Server:
 
 
 def asking(server: Server, **changes: Any) -> Endpoint:
-    return Endpoint(endpoint(server.place).url, **{"seconds": 20.0, "pause": 0.01, **changes})
+    key = changes.pop("key", "")
+    return Endpoint(Chat.at(server.place, key), **{"seconds": 20.0, "pause": 0.01, **changes})
 
 
 def test_an_endpoint_is_asked_once_with_model_and_key(server: Server) -> None:
@@ -169,7 +172,7 @@ def test_an_endpoint_is_asked_once_with_model_and_key(server: Server) -> None:
     assert headers["Authorization"] == "Bearer secret"
     assert body["model"] == "some-model"
     assert body["messages"][-1] == {"role": "user", "content": ASKED}
-    assert endpoint(f"{server.place}/chat/completions/").url == endpoint(server.place).url
+    assert endpoint(f"{server.place}/chat/completions/") == endpoint(server.place)
     assert "secret" not in repr(endpoint(server.place, "secret"))
 
 
@@ -261,10 +264,10 @@ def test_broken_connections_are_told(server: Server, monkeypatch: pytest.MonkeyP
     assert enhance(ASKED, asking(server)).prompt == ASKED
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as gone:
         port = gone.server_address[1]
-    found = enhance(ASKED, Endpoint(endpoint(f"http://localhost:{port}/v1").url, pause=0.01))
+    found = enhance(ASKED, Endpoint(Chat.at(f"http://localhost:{port}/v1"), pause=0.01))
     assert found == Enhanced(ASKED, f"the enhancer cannot be reached (Connection refused); {AS_GIVEN}")
     monkeypatch.setenv("no_proxy", "*")
-    found = enhance(ASKED, Endpoint(endpoint(f"https://{'x' * 70}.org/v1").url, pause=0.01))
+    found = enhance(ASKED, Endpoint(Chat.at(f"https://{'x' * 70}.org/v1"), pause=0.01))
     assert found == Enhanced(ASKED, f"the enhancer cannot be reached (UnicodeError); {AS_GIVEN}")
 
 
@@ -290,7 +293,7 @@ def test_prompts_and_keys_go_nowhere_else(place: str) -> None:
 
 def test_where_prompts_may_go() -> None:
     for place in ("https://example.org/v1", "http://localhost:1/v1", "http://127.0.0.2/v1", "http://[::1]:8080/v1"):
-        assert endpoint(place).url == f"{place}/chat/completions"
+        assert endpoint(place).server.url == f"{place}/chat/completions"
     with pytest.raises(UserError, match=KEY):
         endpoint("https://example.org/v1", "a\nb")
 

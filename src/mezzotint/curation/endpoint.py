@@ -13,18 +13,16 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib import error as errors
-from urllib import parse, request
 
 from PIL import Image
 
 from mezzotint.curation.caption import Captioner, Estimate, Said, Say, tidy
 from mezzotint.errors import UserError
+from mezzotint.text.chat import ChatError, Server
 
-HERE = ("localhost", "127.0.0.1", "::1")
-LONGEST = 1 << 20  # bytes of an answer
 LONGEST_WAIT = 60.0  # seconds between two tries
 TOKENS_A_WORD = 1.4
+UNFIT = (400, 413, 415, 422)  # codes of HTTP that speak of one picture, not of the server
 JUNK = 2  # answers without captions, each of which is paid, until a picture is given up
 
 
@@ -65,24 +63,24 @@ class Endpoint(Captioner, kind="endpoint captioner"):
         key = os.environ.get(self.key, "") if self.key else ""
         if self.key and not key:
             raise UserError(f"the environment variable {self.key!r} holds no key; set it, or set key to '' for a server that needs none")
-        pace = Pace(self.per_minute)
+        server, pace = Server.at(self.url, key, self.key), Pace(self.per_minute)
 
         def say(image: Image.Image) -> Said:
-            junk = 0
+            junk, failed = 0, ChatError("was not asked")
             for tried in range(self.tries):
                 pace.wait()
                 try:
-                    return _read(_ask(self, key, image), self)
-                except _UselessError as useless:
-                    junk += 1
-                    if useless.final or junk == JUNK:
-                        return Said(error=str(useless))
-                    reason, least = str(useless), 0.0
-                except _AgainError as again:
-                    reason, least = str(again), again.wait
+                    return _read(server.ask(_body(self, image), self.timeout), self)
+                except ChatError as error:
+                    failed = error
+                if failed.code and failed.code not in UNFIT and not failed.again:
+                    raise UserError(f"{self.url} {failed}; check url, model, and the key in {self.key!r}")
+                junk += not failed.again
+                if failed.code in UNFIT or junk == JUNK:
+                    return Said(error=f"the server {failed}")
                 if tried + 1 < self.tries:
-                    time.sleep(min(LONGEST_WAIT, max(least, self.wait * 2**tried)) * random.uniform(1.0, 1.2))
-            raise UserError(f"{self.url} does not answer ({reason}); the same command goes on from here")
+                    time.sleep(min(LONGEST_WAIT, max(failed.wait, self.wait * 2**tried)) * random.uniform(1.0, 1.2))
+            raise UserError(f"{self.url} {failed}; the same command goes on from here")
 
         return say
 
@@ -92,29 +90,10 @@ class Endpoint(Captioner, kind="endpoint captioner"):
         return Estimate(rows, read, written, (read * self.input_price + written * self.output_price) / 1e6)
 
     def _check(self) -> None:
-        url = parse.urlsplit(self.url)
-        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in HERE):
-            raise UserError(f"the address of a captioner must begin with https://, or be on this machine, not {self.url!r}; set url")
         if not self.model:
             raise UserError("a server needs the name of a model; set model")
         if self.tries < 1 or self.per_minute <= 0 or self.requests < 1 or self.timeout <= 0:
             raise ValueError("tries and requests must be at least 1, per_minute and timeout above 0")
-
-
-class _AgainError(Exception):
-    """The server is not at fault for good; wait: seconds that it asks for."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _UselessError(Exception):
-    """The server answered, without captions of this picture; final: and will again."""
-
-    def __init__(self, reason: str, final: bool = False) -> None:
-        super().__init__(reason)
-        self.final = final
 
 
 class Pace:
@@ -130,43 +109,6 @@ class Pace:
             turn = max(now, self.next)
             self.next = turn + self.every
         time.sleep(turn - now)
-
-
-class _Stay(request.HTTPRedirectHandler):
-    """A key is not carried to where a server points."""
-
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
-
-
-_OPENER = request.build_opener(_Stay)
-
-
-def _ask(to: Endpoint, key: str, image: Image.Image) -> bytes:
-    """The server's answer to a picture."""
-    heads = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    asked = request.Request(f"{to.url.rstrip('/')}/chat/completions", json.dumps(_body(to, image)).encode(), heads, method="POST")
-    try:
-        with _OPENER.open(asked, timeout=to.timeout) as answer:
-            found: bytes = answer.read(LONGEST + 1)
-    except errors.HTTPError as error:
-        with error:
-            raise _refusal(to, error) from None
-    except Exception as error:  # no connection, a timeout, half an answer, not HTTP at all
-        raise _AgainError(" ".join(str(error).split()) or type(error).__name__) from None
-    if len(found) > LONGEST:
-        raise _UselessError("the answer is too long")
-    return found
-
-
-def _refusal(to: Endpoint, error: errors.HTTPError) -> Exception:
-    """What an HTTP status means for this picture, or for the run."""
-    if error.code in (400, 413, 415, 422):
-        return _UselessError(f"refused with HTTP {error.code}", final=True)
-    if error.code in (408, 409, 425, 429) or error.code >= 500:
-        after = error.headers.get("Retry-After", "")
-        return _AgainError(f"HTTP {error.code}", wait=float(after) if after.isdecimal() else 0.0)
-    return UserError(f"{to.url} answers HTTP {error.code}; check url, model, and the key in {to.key!r}")
 
 
 def _body(to: Endpoint, image: Image.Image) -> dict[str, Any]:
@@ -186,16 +128,15 @@ def _body(to: Endpoint, image: Image.Image) -> dict[str, Any]:
     }
 
 
-def _read(answer: bytes, to: Endpoint) -> Said:
-    """The captions in an answer, as many as were asked for."""
+def _read(text: str, to: Endpoint) -> Said:
+    """The captions in an answer, as many as were asked for. `ChatError` where there are none."""
     try:
-        text = json.loads(answer.decode("utf-8", "replace"))["choices"][0]["message"]["content"]
         found = json.loads(text[text.index("{") : text.rindex("}") + 1])
         short, long = (tidy([x for x in found.get(kind, []) if isinstance(x, str)])[:most] for kind, most in _kinds(to))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _UselessError("the answer holds no captions") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ChatError("answered without captions") from None
     if (to.short and not short) or (to.long and not long):
-        raise _UselessError("the answer lacks captions")
+        raise ChatError("answered with too few captions")
     return Said(short, long)
 
 

@@ -5,34 +5,26 @@ folder, and the small writer that is trained here (`text.writer`). None is trust
 length in which everything that was asked for is still there; otherwise the prompt is drawn as it was given, and a note says why.
 """
 
-import ipaddress
-import json
 import os
-import queue
 import re
-import threading
 import time
 import unicodedata
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from http.client import HTTPException
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 import torch
 
 from mezzotint.errors import UserError
+from mezzotint.text.chat import ChatError, Server
 from mezzotint.text.published import pretrained
 from mezzotint.text.writer import ByteWriter, load_writer, writer_folder
 
 KEY = "MEZZOTINT_ENHANCE_KEY"  # variable of the environment
 LONGEST = 2000  # letters of a prompt
 TOKENS = 400  # that a language model may write
-BODY = 1 << 20  # bytes of an answer that are read
 
 INSTRUCTION = (
     "You make prompts for an image generator more detailed. Keep every object, number, colour, name, relation and quoted text of the "
@@ -187,109 +179,33 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server that speaks OpenAI's chat protocol. url: of its completions. model: its name there, if it has one.
+    """A server that speaks OpenAI's chat protocol. model: its name there, if it has one.
 
-    seconds: for everything, all `tries` together. Only a server's overload, its own faults and lost connections are tried again.
-    The key goes to this address alone: redirections are not followed.
+    seconds: for everything, all `tries` together. Only what may pass, as overload and lost connections do, is tried again.
     """
 
-    url: str
+    server: Server
     model: str = ""
-    key: str = field(default="", repr=False)
     seconds: float = 60.0
     tries: int = 3
     pause: float = 0.5
 
     def __call__(self, prompt: str) -> str:
-        answers: queue.SimpleQueue[str | Failed] = queue.SimpleQueue()
-        # A thread of its own, since no timeout of a socket ends a name that is not resolved, or an answer byte by byte.
-        threading.Thread(target=self._ask, args=(prompt, answers), daemon=True).start()
-        try:
-            answer = answers.get(timeout=self.seconds)
-        except queue.Empty:
-            raise Failed(f"the enhancer did not answer within {self.seconds:g} seconds") from None
-        if isinstance(answer, Failed):
-            raise answer
-        return answer
-
-    def _ask(self, prompt: str, answers: "queue.SimpleQueue[str | Failed]") -> None:
+        turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
+        body = {"messages": turns, "max_tokens": TOKENS, "temperature": 0} | ({"model": self.model} if self.model else {})
         end = time.monotonic() + self.seconds
         for number in range(self.tries):
             try:
-                answers.put(content(self._post(prompt, max(0.1, end - time.monotonic()))))
-                return
-            except urllib.error.HTTPError as error:
-                failed, again = Failed(f"the enhancer answered with the error {error.code}"), error.code == 429 or error.code >= 500
-            except Failed as error:
-                failed, again = error, False
-            except (OSError, HTTPException, UnicodeError) as error:  # the last of a name that cannot be one
-                failed, again = Failed(f"the enhancer cannot be reached ({_reason(error)})"), True
-            pause = self.pause * 2**number
-            if not again or number + 1 == self.tries or time.monotonic() + pause > end:
-                answers.put(failed)
-                return
+                return self.server.ask(body, max(0.1, end - time.monotonic()))
+            except ChatError as error:
+                pause = max(error.wait, self.pause * 2**number)
+                if not error.again or number + 1 == self.tries or time.monotonic() + pause > end:
+                    raise Failed(f"the enhancer {error}") from None
             time.sleep(pause)
-
-    def _post(self, prompt: str, seconds: float) -> bytes:
-        turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
-        body = {"messages": turns, "max_tokens": TOKENS, "temperature": 0} | ({"model": self.model} if self.model else {})
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        # A server on this machine is never asked through a proxy.
-        proxies = [urllib.request.ProxyHandler({})] if self.url.startswith("http:") else []
-        with urllib.request.build_opener(_Here, *proxies).open(request, timeout=seconds) as answer:
-            found: bytes = answer.read(BODY + 1)
-        if len(found) > BODY:
-            raise Failed(f"the enhancer answered more than {BODY >> 20} MB")
-        return found
-
-
-class _Here(urllib.request.HTTPRedirectHandler):
-    """Redirections are errors."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
+        raise ValueError(f"tries must be at least 1, got {self.tries}")
 
 
 def endpoint(place: str, key: str = "") -> Endpoint:
     """The endpoint at "https://HOST/v1#MODEL", or at "http://localhost:PORT/v1" without encryption. UserError for another URL."""
-    try:
-        parts = urlsplit(place)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise UserError(f"{place!r} is no URL ({error}); one of an enhancer is as in https://HOST/v1#MODEL") from error
-    if not host or parts.scheme not in ("http", "https") or parts.username is not None:
-        raise UserError(f"an enhancer's URL is as in https://HOST/v1#MODEL, with the key in the variable {KEY}; this one is not")
-    if parts.scheme == "http" and not _is_local(host):
-        raise UserError(f"prompts go to {host} over https only; http is for a server on this machine")
-    if not key.isascii() or not key.isprintable():
-        raise UserError(f"the key in the variable {KEY} has letters that no key has")
-    path = parts.path.rstrip("/")
-    path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
-    return Endpoint(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")), parts.fragment, key)
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def content(body: bytes) -> str:
-    """The text in an answer of the chat protocol. `Failed` where it is none."""
-    try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise Failed("the enhancer answered something that is no chat completion")
-    return text
-
-
-def _reason(error: OSError | HTTPException | UnicodeError) -> str:
-    """Why there is no connection, in our words: a server's own may be anything."""
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return (isinstance(cause, OSError) and cause.strerror) or type(cause).__name__
+    address, _, model = place.partition("#")
+    return Endpoint(Server.at(address, key, KEY), model)
