@@ -7,7 +7,8 @@ photographs), and "flat", icons on white that differ from a neighbour in one col
 `recall`: the share of copies that are reported as a pair with their original; none is found by way of another. `false_per_10k`: pairs
 reported that are no copies of one original, in 10,000 pairs reported; a pair is counted once. `phash`: the same of originals and copies
 alone by the 64 bits of ImageHash's phash, of which up to 10 differ, also from those of the mirrored picture, where it is installed.
-`dedup_recall` and `dedup_false_per_10k` are of photographs; those of icons end in `_flat`.
+`dedup_recall` and `dedup_false_per_10k` are of photographs; those of icons end in `_flat`, and in `_flat_whole` where only whole pictures
+count as the same, as in the recipe `pixels`.
 
     python bench/data_dedup.py [--originals 200] [--rows 5000] [--flat-rows 5000] [--workers 1]
 """
@@ -150,14 +151,25 @@ def _batches(named: list[tuple[str, bytes]], numbers: Iterator[int], least: int)
         named.clear()
 
 
-def measure(kind: str, originals: int, count: int, workers: int, folder: Path) -> dict[str, Any]:
+def measure(kind: str, originals: int, count: int, workers: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """The numbers of a kind by the ends of their keys."""
     begin = time.perf_counter()
     table = Table.create(folder / f"{kind}.lance", rows(kind, originals, count))
     drawn = time.perf_counter()
     table = run(table, Fingerprints(), workers=workers)
     printed = time.perf_counter()
-    found = pairs(table, Perceptual(), workers=workers)
-    sought = time.perf_counter()
+    seconds = {"drawing": drawn - begin, "fingerprints": printed - drawn}
+    if kind == "photo":
+        return {"": seek(table, Perceptual(), originals, workers) | {"drawn": seconds}}
+    whole = seek(table, Perceptual(crops=False), originals, workers)
+    return {"_flat": seek(table, Perceptual(), originals, workers) | {"drawn": seconds}, "_flat_whole": whole}
+
+
+def seek(table: Table, look: Perceptual, originals: int, workers: int) -> dict[str, Any]:
+    """What a look finds in a table with fingerprints."""
+    begin = time.perf_counter()
+    found = pairs(table, look, workers=workers)
+    sought = time.perf_counter() - begin
     names = [name.split("/") for name in table.read(["id"])["id"].to_pylist()]
     where = {tuple(name): row for row, name in enumerate(names)}
     reported = {(min(a, b), max(a, b)) for a, b in found.tolist()}
@@ -174,9 +186,9 @@ def measure(kind: str, originals: int, count: int, workers: int, folder: Path) -
         "pairs": len(reported),
         "recall_by": recall,
         "clusters_whole": int((sizes == len(TRANSFORMATIONS) + 1).sum()) / originals,
-        "phash": phash(table, names[:copies]),
+        "phash": phash(table, names[:copies]) if look.crops else None,
         "rows": len(table),
-        "seconds": {"drawing": drawn - begin, "fingerprints": printed - drawn, "search": sought - printed},
+        "search_seconds": sought,
     }
 
 
@@ -214,11 +226,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"photo": options.rows, "flat": options.flat_rows}
-        of = {kind: measure(kind, options.originals, count, options.workers, Path(folder)) for kind, count in sizes.items() if count}
+        of = [measure(kind, options.originals, count, options.workers, Path(folder)) for kind, count in sizes.items() if count]
     result: dict[str, Any] = {"settings": Duplicates().to_data(), "originals": options.originals}
-    for kind, found in of.items():
-        end = "" if kind == "photo" else "_flat"
-        result |= {f"dedup_{name}{end}": found.pop(name) for name in ("recall", "false_per_10k")} | {kind: found}
+    for end, found in (item for each in of for item in each.items()):
+        result |= {f"dedup_{name}{end}": found.pop(name) for name in ("recall", "false_per_10k")} | {end.lstrip("_") or "photo": found}
     result["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result))
 

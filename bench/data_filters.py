@@ -2,7 +2,8 @@
 
 A filter is a cut of the recipe; it should take out the rows of the kinds of dirt that are its own, and no clean row. Of all rows that
 its cut alone takes out, `precision` is the share that are not clean: other dirt may also be beyond its threshold. `recall` is the share of
-its own dirt that it takes out, `lost` the share of clean rows.
+its own dirt that it takes out, `lost` the share of clean rows. Of a picture and its copies one stays, whichever: `recall` of copies is the
+share that are in one cluster with their original, and a row is taken out rightly if what stays for it shows the same picture.
 
     python bench/data_filters.py [--data DIR] [--only photos] [--clean 300] [--each 40]
 
@@ -35,6 +36,7 @@ OWN = {  # the dirt that each cut is there for
     "flatness": ("flat",),
     "contrast": ("flat",),
     "sharpness": ("blur",),
+    "edge": ("blur",),
     "tiling": ("watermark",),
     "text_area": ("text", "watermark"),
     "nsfw": (),
@@ -51,13 +53,26 @@ def measured(table: Table, cut: Cut, dirt: Sequence[str]) -> dict[str, float]:
     return result | {f"recall.{kind}": float(fails[kinds == kind].mean()) for kind in OWN[cut.column] if kind in dirt}
 
 
+def duplicated(table: Table, samples: Sequence[dirty.Sample]) -> dict[str, float]:
+    """The same of duplicates."""
+    found = table.read(["cluster", "duplicate_of"]).to_pylist()
+    picture = {sample.id: sample.of or sample.id for sample in samples}
+    cluster = {sample.id: row["cluster"] for sample, row in zip(samples, found, strict=True)}
+    right = {s.id: picture[row["duplicate_of"]] == picture[s.id] for s, row in zip(samples, found, strict=True) if row["duplicate_of"]}
+    clean = [sample.id for sample in samples if not sample.dirt]
+    copies = {kind: [s for s in samples if s.dirt == kind] for kind in (dirty.EXACT, *dirty.COPIES)}
+    result = {"taken": len(right), "lost": float(np.mean([not right.get(name, True) for name in clean]))}
+    result |= {"precision": float(np.mean(list(right.values())))} if right else {}
+    return result | {f"recall.{kind}": float(np.mean([cluster[s.id] == cluster[s.of] for s in those])) for kind, those in copies.items()}
+
+
 def report(samples: Sequence[dirty.Sample], recipe: Curation) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         table = curate(Table.create(f"{folder}/t.lance", dirty.rows(samples)), recipe, workers=1)
         verdicts = np.array(table.read(["verdict"])["verdict"].to_pylist())
         dirt = [sample.dirt for sample in samples]
         used = [cut for cut in (*FIRST, *recipe.cuts) if cut.column in table.columns and cut.column in OWN]
-        filters = {cut.column: measured(table, cut, dirt) for cut in used}
+        filters = {cut.column: measured(table, cut, dirt) for cut in used} | {"duplicate_of": duplicated(table, samples)}
         lost = {kind or "clean": float((verdicts[np.array(dirt) == kind] != "").mean()) for kind in dict.fromkeys(dirt)}
         return {"rows": len(samples), "filters": filters, "taken_by_kind": lost, "funnel": funnel(table), "skipped": recipe.skipped()}
 

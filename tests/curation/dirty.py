@@ -4,7 +4,8 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -198,26 +199,37 @@ def cropped(picture: Image.Image, rng: random.Random) -> bytes:
 
 DIRT: dict[str, Plant] = {plant.__name__: plant for plant in (blur, flat, tiny, narrow, text, watermark, truncated, flipped, flipped_jpeg)}
 COPIES: dict[str, Plant] = {plant.__name__: plant for plant in (resized, recompressed, cropped)}
+EXACT = "exact"  # the same file again
 SWAPPED = "swapped"  # the captions of two pictures have changed places
 
 
-def dirty(clean: Sequence[Sample], each: int, kinds: Sequence[str] = (*DIRT, *COPIES, SWAPPED), seed: int = 0) -> list[Sample]:
-    """The clean pictures and `each` of every kind of dirt, made of clean ones drawn at random; in a random order, the same for a seed."""
+def dirty(clean: Sequence[Sample], each: int, kinds: Sequence[str] = (*DIRT, EXACT, *COPIES, SWAPPED), seed: int = 0) -> list[Sample]:
+    """The clean pictures and `each` of every kind of dirt, made of clean ones drawn at random; in a random order, the same for a seed.
+
+    Of those whose captions are swapped there is no clean one.
+    """
     rng = random.Random(seed)
     found = list(clean)
     plants = {**DIRT, **COPIES}
     for kind in kinds:
+        if kind == SWAPPED:
+            chosen = rng.sample(range(len(clean)), each - each % 2)
+            for one, other in zip(chosen, chosen[::-1], strict=True):
+                found[one] = replace(clean[one], caption=clean[other].caption, dirt=SWAPPED)
+            continue
         for number, source in enumerate(rng.choices(clean, k=each)):
-            content = source.content if kind == SWAPPED else plants[kind](decode(source.content), rng)
-            said = rng.choice([c for c in clean if c.caption != source.caption]).caption if kind == SWAPPED else source.caption
-            found.append(Sample(f"{kind}-{number:05}", content, said, kind, source.id))
+            content = source.content if kind == EXACT else plants[kind](decode(source.content), rng)
+            found.append(Sample(f"{kind}-{number:05}", content, source.caption, kind, source.id))
     rng.shuffle(found)
     return found
 
 
 def rows(samples: Sequence[Sample]) -> Iterator[pa.RecordBatch]:
     """Samples as rows of a new table."""
-    plain = {"media": "image", "width": 0, "height": 0, "format": "", "sha256": "", "source": "drawn", "fault": ""}
+    plain = {"media": "image", "width": 0, "height": 0, "format": "", "source": "drawn", "fault": ""}
     for first in range(0, len(samples), tables.ROWS):
-        some = [{"id": s.id, "content": s.content, "captions": [s.caption], **plain} for s in samples[first : first + tables.ROWS]]
-        yield pa.RecordBatch.from_pylist(some, schema=tables.schema())
+        some = samples[first : first + tables.ROWS]
+        known = [
+            {"id": s.id, "content": s.content, "captions": [s.caption], "sha256": sha256(s.content).hexdigest(), **plain} for s in some
+        ]
+        yield pa.RecordBatch.from_pylist(known, schema=tables.schema())

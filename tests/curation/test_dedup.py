@@ -67,6 +67,20 @@ def test_icons_that_differ_in_one_sign_are_not_the_same(tmp_path: Path) -> None:
     assert len(pairs(table, Perceptual(), workers=1)) == 0
 
 
+def test_of_drawings_whole_copies_are_the_same_and_another_sign_is_not(tmp_path: Path) -> None:
+    """Also two signs that windows laid over each other take for one: a pentagon and a heptagon, a disc and a hexagon."""
+    icons = {str(k): BENCH["icon"](k, 96) for k in range(120)}
+    g = np.random.default_rng(0)
+    kinds = ("half the size", "double the size", "WebP of quality 30")
+    copies = {f"{k}/{kind}": CHANGES[kind](icons[str(k)], g) for k in range(6) for kind in kinds}
+    table = make(tmp_path / "t.lance", [Row(name, png(image)) for name, image in {**icons, **copies}.items()])
+    names = [*icons, *copies]
+    found = pairs(run(table, Fingerprints(), workers=1), Perceptual(crops=False), workers=1)
+    reported = {(names[min(a, b)], names[max(a, b)]) for a, b in found.tolist()}
+    assert {(name.split("/")[0], name) for name in copies} <= reported
+    assert all(a.split("/")[0] == b.split("/")[0] for a, b in reported)
+
+
 def prints(images: Sequence[Image.Image]) -> Any:
     return np.frombuffer(b"".join(map(fingerprint, images)), np.uint8).reshape(-1, BYTES)
 

@@ -116,3 +116,16 @@ def test_what_cannot_be_decoded_whole_cannot_be_decoded_small() -> None:
         assert faults[0] == faults[1]
     with pytest.raises(UnusableError):
         within(truncated(photo(7, 64, 48), random.Random(0)), 16)
+
+
+@pytest.mark.parametrize(("dark", "bright"), [(0, 255), (100, 140)])
+def test_an_edge_is_as_hard_as_its_step_whatever_the_contrast(dark: int, bright: int) -> None:
+    step = np.full((64, 64), dark)
+    step[:, 32:] = bright
+    line = np.full((64, 64), dark)
+    line[:, 32] = bright
+    hard = [measure(shades(pixels)).edge for pixels in (step, line)]
+    assert hard == [pytest.approx(share * (bright - dark) / (bright - dark + 1)) for share in (1, 2)]
+    soft = [measure(shades(step).filter(ImageFilter.GaussianBlur(radius))).edge for radius in (1, 2, 4)]
+    assert 0.1 < soft[0] < 0.25
+    assert sorted(soft, reverse=True) == soft

@@ -14,6 +14,7 @@ from pyarrow import parquet as pq
 
 from mezzotint.data import ingest as ingests
 from mezzotint.data.ingest import Report, ingest, recognise
+from mezzotint.data.rows import TableConfig
 from mezzotint.data.survey import Bad
 from mezzotint.data.table import Table, schema
 from mezzotint.errors import UserError
@@ -75,6 +76,19 @@ def test_every_file_is_a_row_with_its_reason_or_set_aside(heap: Path, tmp_path: 
     assert (report.rows, report.known, dict(report.media)) == (10, 0, {"image": 8, "clip": 2})
     assert "1 empty file (first: 'f.png')" in str(report)
     assert not (tmp_path / "t.lance.part").exists()
+
+
+def test_a_file_is_what_its_bytes_say_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "heap"
+    folder.mkdir()
+    named = {"JPEG": "a.png", "PNG": "b.jpg", "WEBP": "c.gif", "GIF": "d.webp"}
+    for kind, name in named.items():
+        (folder / name).write_bytes(encoded(drawn(len(name), mode="P" if kind == "GIF" else "RGB"), kind))
+    table, _ = ingest(str(folder), tmp_path / "t.lance")
+    rows = table.read(["id", "format", "fault", "media"]).to_pylist()
+    assert {row["format"]: row["id"] for row in rows} == named
+    assert all(row["fault"] == "" and row["media"] == "image" for row in rows)
+    assert TableConfig(str(table.path), size=8, held_out=0.0).build().batch(0, 8).images.shape == (8, 3, 8, 8)
 
 
 def test_the_same_again_adds_what_is_new_and_nothing_else(heap: Path, tmp_path: Path) -> None:

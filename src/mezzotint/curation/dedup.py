@@ -30,9 +30,14 @@ SLACK = 0.1  # how far a cosine may fall by that
 
 @dataclass
 class Perceptual(Look, kind="perceptual"):
-    """Pictures that are the same but for size, compression, a crop of up to a tenth a side, a little light; mirror: or mirrored."""
+    """Pictures that are the same but for size, compression, a crop of up to a tenth a side, a little light.
+
+    mirror: or mirrored. crops: False for flat drawings, as icons are: only whole ones in the same light are the same then, and those that
+    differ in a sign are not.
+    """
 
     mirror: bool = True
+    crops: bool = True
     column = "fingerprint"
     least = 0.8
 
@@ -43,16 +48,18 @@ class Perceptual(Look, kind="perceptual"):
         return hashes.sketches(values, whole=True)[:, 0]
 
     def looking(self, values: NDArray[Any]) -> Floats:
-        found = hashes.sketches(values)
+        found = hashes.sketches(values, whole=not self.crops)
         return np.concatenate([found, hashes.mirrored_sketches(found)], axis=1) if self.mirror else found
 
     def same(self, values: NDArray[Any], others: NDArray[Any], which: Rows) -> NDArray[np.bool_]:
-        windows = hashes.windows()
+        windows = hashes.windows() if self.crops else hashes.windows()[:1]
         turned = which >= len(windows)
-        cuts = windows[which % len(windows)]
-        cuts[turned] = cuts[turned][:, [1, 0, 2, 3]]
         values = values.copy()
         values[turned] = hashes.mirrored(values[turned])
+        if not self.crops:
+            return hashes.equal(values, others)
+        cuts = windows[which % len(windows)]
+        cuts[turned] = cuts[turned][:, [1, 0, 2, 3]]
         return hashes.alike(values, others, cuts)
 
 

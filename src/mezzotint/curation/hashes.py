@@ -35,6 +35,7 @@ HELD = 120  # grey levels from the middle within which a sensor or a file holds 
 FINE = 1.0  # pixels of blur: what is finer depends on where the grid of the small copy lay
 BLOCK, BORDER = 4, 2  # pixels
 PIXEL = 0.4  # variance of the light that a pixel gathers, in pixels squared
+EQUAL = 8.0  # grey levels by which blocks of equal pictures may differ
 FLAT = 2.0  # standard deviation, in grey levels, under which there is nothing to recognise a picture by
 # What a window cuts off at both ends of an axis, as shares of it. Ends of any crop of up to a tenth are within 4% of those of one.
 CUTS = ((0.0, 0.0), (0.08, 0.02), (0.02, 0.08), (0.08, 0.08))
@@ -141,6 +142,20 @@ def alike(prints: Bytes, others: Bytes, cuts: Floats) -> NDArray[np.bool_]:
     some = np.minimum(4 + 0.12 * found["contrast"], 0.4 * found["contrast"])
     same_light = (found["gain"] > 0.6) & (found["gain"] < 1.6)
     result: NDArray[np.bool_] = same_light & (found["luma"] < some) & (found["chroma"] < 12) & (found["outside"] < 0.03)
+    return result
+
+
+def equal(prints: Bytes, others: Bytes) -> NDArray[np.bool_]:
+    """(N,) whether others (N, BYTES) are pictures (N, BYTES) as they are, whole and in the same light, but for size and compression.
+
+    What differs must be small in every block: for light, the root mean square of 4 x 4; for colour, the mean of 2 x 2, since files
+    keep colours coarsely. A flat drawing has no texture, so that a sign of another shape or colour is beyond this.
+    """
+    one, other = (_channels(torch.tensor(x)) for x in (prints, others))
+    luma, *colour = (a.float() - b.float() for a, b in zip(one, other, strict=True))
+    light = F.avg_pool2d(luma[:, None].square(), BLOCK).amax((1, 2, 3)).sqrt()
+    chroma = F.avg_pool2d(torch.stack(colour, dim=1), BLOCK // 2).abs().amax((1, 2, 3))
+    result: NDArray[np.bool_] = ((light < EQUAL) & (chroma < EQUAL)).numpy()
     return result
 
 

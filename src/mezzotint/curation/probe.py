@@ -28,6 +28,7 @@ class Probe(Stage, kind="probe"):
 
     side: int = 512
     reads: ClassVar[tuple[str, ...]] = ("content", "media")
+    revision: ClassVar[int] = 2
 
     @property
     def writes(self) -> "pa.Schema":
@@ -36,7 +37,7 @@ class Probe(Stage, kind="probe"):
         text, number, truth, measured = pa.string(), pa.int32(), pa.bool_(), pa.float32()
         facts = {"decode_fault": text, "wide": number, "high": number, "short_side": number, "aspect": measured}
         facts |= {"animated": truth, "alpha": truth}
-        names = ("sharpness", "entropy", "flatness", "brightness", "contrast", "colour", "tiling")
+        names = ("sharpness", "edge", "entropy", "flatness", "brightness", "contrast", "colour", "tiling")
         return pa.schema([*facts.items(), *((name, measured) for name in names)])
 
     def open(self) -> Compute:

@@ -6,7 +6,7 @@ Every recipe also leaves out all but one of rows that are the same, and rows all
 from mezzotint.curation.caption_faults import CaptionFaults
 from mezzotint.curation.clips import Clips
 from mezzotint.curation.cuts import Curation, Cut
-from mezzotint.curation.dedup import Duplicates
+from mezzotint.curation.dedup import Duplicates, Perceptual
 from mezzotint.curation.nsfw import Nsfw
 from mezzotint.curation.overlay import Overlay
 from mezzotint.curation.probe import Probe
@@ -38,12 +38,13 @@ def photos() -> Curation:
 def pixels() -> Curation:
     """Emoji, icons and sprites, of 32 pixels and more. Letters are a part of them, and marks are not found on so few pixels.
 
-    Rows are the same by their bytes alone: of icons that look alike to a fingerprint, one in six is another icon.
+    Rows are the same where whole pictures are: of icons that look alike when cropped, one in six is another icon, and one that looks the
+    other way is another one too.
     """
     return Curation(
         stages=(CaptionFaults(), Probe()),
-        duplicates=Duplicates(perceptual=None),
-        cuts=(Cut("short_side", least=32), Cut("aspect", most=2.0), Cut("flatness", most=0.95), Cut("sharpness", least=350.0), *OTHERS),
+        duplicates=Duplicates(Perceptual(mirror=False, crops=False)),
+        cuts=(Cut("short_side", least=32), Cut("aspect", most=2.0), Cut("flatness", most=0.95), Cut("edge", least=0.48), *OTHERS),
     )
 
 
