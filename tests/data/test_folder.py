@@ -1,5 +1,6 @@
 """Properties of folders as a source: the stream, the split, captions, and how pictures are prepared."""
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -368,6 +369,22 @@ def test_a_folder_is_read_once_as_long_as_no_file_changes(images: Path, monkeypa
         change()
         assert build(images).version != before.version
         assert len(made) == number
+
+
+def test_a_table_goes_when_another_takes_its_place_and_nobody_reads_it(images: Path) -> None:
+    fill(images, 3)
+    read = build(images)
+    place = read.rows.table.path
+    tables = lambda: {path.name for path in place.parent.glob("*.lance")}  # noqa: E731
+    paint(images / "000.png", 9)
+    newer = build(images).rows.table.path
+    assert tables() == {place.name, newer.name}
+    assert len(read.batch(0, 2)) == 2
+    del read
+    gc.collect()
+    paint(images / "000.png", 8)
+    newest = build(images).rows.table.path
+    assert tables() == {newest.name}
 
 
 def test_a_large_folder_is_read_when_it_is_asked_for(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

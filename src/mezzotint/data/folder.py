@@ -17,9 +17,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ class Folder:
         names = sorted(name for name in contents.files if name.lower().endswith(SUFFIXES) or name in contents.captions)
         if not names:
             raise UserError(f"no image in {config.path!r}; choose a folder with files that end in {', '.join(SUFFIXES[:5])} or the like")
-        table = _kept(contents, names)
+        table, self._in_use = _kept(contents, names)
         found = _looked_into(table, {identity(name): name for name in names}, config.size)
         self.bad = contents.bad + found.bad
         usable = np.flatnonzero(found.usable)
@@ -155,22 +156,37 @@ class Folder:
 # From files to a table.
 
 
-def _kept(contents: Contents, names: Sequence[str]) -> Table:
-    """The table of a folder's images, in the order of their names. It is made where the cache has none for the files as they are."""
+def _kept(contents: Contents, names: Sequence[str]) -> tuple[Table, IO[str]]:
+    """The table of a folder's images, in the order of their names, and a lock that keeps it from being removed as long as it is open.
+
+    It is made where the cache has none for the files as they are; those of the same folder as it was go then, unless they are in use.
+    """
     place = _place(contents)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(place.with_suffix(".lock"), "w")  # noqa: SIM115  # closed below, which also ends the lock
+        making = open(place.parent / "making.lock", "w")  # noqa: SIM115  # closed below, which also ends the lock
     except OSError as error:
         raise UserError(f"cannot write to the cache {place.parent}: {error.strerror}; choose another with XDG_CACHE_HOME") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of ranks that start together, one makes it
+    with making:
+        fcntl.flock(making, fcntl.LOCK_EX)  # of ranks that start together, one makes it
         if not is_table(place):
             part = place.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             Table.create(part, _rows(contents, names))
             part.rename(place)
-    return Table.open(place, 1)
+            _remove_others(place)
+        reading = open(place.with_suffix(".lock"), "w")  # noqa: SIM115  # the caller's
+        fcntl.flock(reading, fcntl.LOCK_SH)
+    return Table.open(place, 1), reading
+
+
+def _remove_others(place: Path) -> None:
+    """Remove what lies beside a table and nobody reads."""
+    for other in place.parent.iterdir():
+        if other.suffix in (".lance", ".part") and other != place:
+            with open(other.with_suffix(".lock"), "w") as reading, suppress(BlockingIOError):
+                fcntl.flock(reading, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _place(contents: Contents) -> Path:
