@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mezzotint.data.buckets import ASPECTS, SPREAD, Order, assign, batch_size, covering, enlargement, shape, shapes
+from mezzotint.data.buckets import ASPECTS, SPREAD, Order, assign, batch_size, shape, shapes
 
 SIZES = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 FEW = settings(deadline=None, max_examples=25)
@@ -55,17 +55,6 @@ def test_a_picture_goes_to_the_nearest_aspect(sizes: list[tuple[int, int]], mult
     for size, number in zip(sizes, assign(sizes, buckets).tolist(), strict=True):
         distances = [abs(log_aspect(size) - log_aspect(bucket)) for bucket in buckets]
         assert distances[number] == pytest.approx(min(distances), abs=1e-9)
-
-
-@FEW
-@given(size=SIZES, bucket=st.sampled_from(shapes(512, 16)))
-def test_a_picture_is_resized_to_cover_its_bucket_and_no_further(size: tuple[int, int], bucket: tuple[int, int]) -> None:
-    width, height = covering(size, bucket)
-    assert width >= bucket[0]
-    assert height >= bucket[1]
-    assert width == bucket[0] or height == bucket[1]
-    assert width == pytest.approx(enlargement(size, bucket) * size[0], abs=0.5 + 1e-6)
-    assert (enlargement(size, bucket) > 1) == (size[0] < bucket[0] or size[1] < bucket[1])
 
 
 @FEW

@@ -19,6 +19,8 @@ from mezzotint.data.table import Table
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.train.log import read
+from mezzotint.train.stages import changed
+from mezzotint.train.trainer import RunConfig
 
 SHAPES = ((12, 8), (8, 8), (8, 12))
 
@@ -132,6 +134,17 @@ def test_settings_are_stored_and_checked(tables: list[Path]) -> None:
     ):
         with pytest.raises(UserError, match=message):
             config.replace(**changes).build()
+
+
+def test_a_stage_changes_the_weight_of_a_part_and_names_the_nearest(tables: list[Path]) -> None:
+    run = RunConfig(data=build(tables).config)
+    later = changed(run, {"data.weights.two": 9, "data.parts.one.flip": True})
+    assert isinstance(later.data, MixtureConfig)
+    assert later.data.weights == {"one": 1.0, "two": 9.0}
+    assert later.data.parts["one"] == TableConfig(str(tables[0]), held_out=0.2, flip=True)
+    assert run.data == build(tables).config
+    with pytest.raises(UserError, match=r"did you mean 'data.weights.two'"):
+        changed(run, {"data.weights.tow": 9})
 
 
 def test_a_run_on_tables_that_grow_meanwhile_is_the_same_run(

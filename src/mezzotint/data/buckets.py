@@ -57,18 +57,6 @@ def assign(sizes: Sequence[Shape], buckets: Sequence[Shape]) -> Tensor:
     return (ours - theirs.T).abs().argmin(1)
 
 
-def covering(size: Shape, bucket: Shape) -> Shape:
-    """The smallest size of the same aspect, up to rounding, that covers a bucket: to resize to before the middle is cut out."""
-    scale = enlargement(size, bucket)
-    width, height = (max(least, round(scale * side)) for side, least in zip(size, bucket, strict=True))
-    return width, height
-
-
-def enlargement(size: Shape, bucket: Shape) -> float:
-    """How many times a picture has to be enlarged to cover a bucket: above 1 it has not enough pixels."""
-    return max(least / side for side, least in zip(size, bucket, strict=True))
-
-
 def batch_size(bucket: Shape, multiple: int, tokens: int) -> int:
     """How many pictures of a bucket have at most so many tokens, of which each is a square of `multiple` pixels a side; at least one."""
     return max(1, tokens // (bucket[0] // multiple * (bucket[1] // multiple)))
