@@ -108,14 +108,14 @@ def test_damage_is_named(harm: str, tmp_path: Path) -> None:
         Checkpoint(folder).fill({"student": {name: torch.zeros(size)}})
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adamw8", "muon"])
 def test_optimizers_come_back(name: str, tmp_path: Path) -> None:
     class Net(nn.Module):
-        """One matrix that Muon steps, and one vector that AdamW does."""
+        """One matrix that Muon or AdamW8 steps, and one vector that AdamW does."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(3, 4)})])
+            self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(64, 64)})])
 
     def stepped(steps: int, net: Net) -> list[torch.optim.Optimizer]:
         optimizers = OptimConfig(name=name).build(net)  # type: ignore[arg-type]
@@ -134,12 +134,12 @@ def test_optimizers_come_back(name: str, tmp_path: Path) -> None:
     saver.finish()
     saved = Checkpoint(checkpoint.steps(tmp_path)[0])
     fresh = stepped(0, other)
-    prepared = checkpoint.prepare_optimizers(other, fresh, saved.shapes["student.optimizer"])
+    prepared = checkpoint.prepare_optimizers(other, fresh, saved, "student.optimizer")
     saved.fill({"student.optimizer": prepared})
     again = checkpoint.optimizer_tensors(other, fresh)
     assert again.keys() == stored.keys()
-    assert len(stored) == {"adamw": 6, "muon": 4}[name]
-    assert all(torch.equal(again[key], stored[key]) for key in stored)
+    assert len(stored) == {"adamw": 6, "adamw8": 8, "muon": 4}[name]
+    assert all(again[key].dtype == stored[key].dtype and torch.equal(again[key], stored[key]) for key in stored)
 
 
 def test_nothing_but_json_and_safetensors(tmp_path: Path) -> None:

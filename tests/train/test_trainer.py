@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,13 @@ class Interrupting(Worlds):
 
 
 @pytest.mark.parametrize(
-    "method", [None, DPOConfig(), ConsistencyConfig(), DMDConfig(critic_turns=2)], ids=lambda m: getattr(m, "kind", "denoise")
+    ("method", "optimizer"),
+    [
+        *product([None, DPOConfig(), ConsistencyConfig(), DMDConfig(critic_turns=2)], ["adamw", "muon"]),
+        (None, "adamw8"),
+    ],
+    ids=lambda m: getattr(m, "kind", m or "denoise"),
 )
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer: str, run_config: Make, tmp_path: Path) -> None:
     config = run_config(method, pairs=isinstance(method, DPOConfig))
     config.optim = replace(config.optim, name=optimizer)

@@ -50,7 +50,6 @@ from mezzotint.train.trainer import RunConfig
 
 PRODUCTS, MEMORY = 0.6, 0.35  # shares of the rated speeds that kernels reach
 USABLE, CONTEXT = 0.95, 1e9  # share of the memory that an allocator can hand out, and bytes that the driver and libraries take
-EIGHT_BIT = (1 + 4 / 256) / 4  # of a float32 state: a byte, and a float32 scale for every 256 (Dettmers et al. 2022)
 PREVIEW_STEPS = 2  # of a preview; what solvers remember of earlier steps is small
 CAPTIONS = 64  # of a batch, among which the longest is looked for
 MASTER = 4  # bytes of a trained weight
@@ -62,14 +61,13 @@ PER_STEP = ("flops", "compute_s", "communication_s", "update_s", "step_s", "imag
 class Setup:
     """How a run is laid out. checkpointing: every block's activations are computed again for its gradient. lora: rank, 0 for none.
 
-    eight_bit: optimizer states in 8 bits. context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory.
+    context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory.
     """
 
     gpus: int = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     checkpointing: bool = False
     lora: int = 0
-    eight_bit: bool = False
     context: int = 1
     offload: bool = False
 
@@ -272,10 +270,7 @@ class Rehearsed:
 
     def shares(self, setup: Setup) -> dict[str, dict[int, float]]:
         """How much of what lasts one of several GPUs holds."""
-        share = dict.fromkeys(self.lasting, 1 / setup.gpus)
-        if setup.eight_bit:
-            share["states"] *= EIGHT_BIT
-        shares = {kind: dict.fromkeys(numbers, share[kind]) for kind, numbers in self.lasting.items()}
+        shares = {kind: dict.fromkeys(numbers, 1 / setup.gpus) for kind, numbers in self.lasting.items()}
         if setup.offload:
             shares["weights"] |= dict.fromkeys(self._numbers(p for part in self.waiting for p in part.parameters()), 0.0)
         return shares
@@ -360,7 +355,7 @@ def _rehearsed(described: str, setup: Setup, rounds: int) -> Rehearsed:
 
 def rehearsed(config: RunConfig, setup: Setup) -> tuple[Rehearsed, Rehearsed]:
     """A run after a step, and one after an evaluation. UserError where the method cannot learn from the data."""
-    one, described = replace(setup, gpus=1, eight_bit=False, offload=False), json.dumps(config.to_data())
+    one, described = replace(setup, gpus=1, offload=False), json.dumps(config.to_data())
     trained = _rehearsed(described, one, min(2, micro_batches(config, setup)))
     same = config.replace(train=config.train.replace(batch=1, accumulate=1))  # for an evaluation
     return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, lora=0, context=1), 0)

@@ -490,7 +490,7 @@ class Trainer:
         tensors |= {name: module.state_dict() for name, module in self._averages().items()}
         for name, optimizers in self.optimizers.items():
             module, group = self.method.roles[name].module, f"{name}.optimizer"
-            tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved.shapes.get(group, {}))
+            tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved, group)
         saved.fill(tensors)
         self.loader.position, self.seconds = saved.state["position"], saved.state["seconds"]
         self.moved = dict(saved.state["moved"])
