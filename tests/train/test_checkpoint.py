@@ -104,7 +104,7 @@ def test_damage_is_named(harm: str, tmp_path: Path) -> None:
         file.write_bytes(whole)
     elif harm == "state":
         (folder / checkpoint.STATE).write_text("{")
-    with pytest.raises(UserError, match=r"step-00000001 is damaged .*remove that folder to go on from the one before"):
+    with pytest.raises(UserError, match=r"step-00000001 is damaged .*remove that folder to begin anew, since there is none before it"):
         Checkpoint(folder).fill({"student": {name: torch.zeros(size)}})
 
 

@@ -273,7 +273,9 @@ class Checkpoint:
         return self.shapes.get(group, {}).get(name)
 
     def _damaged(self, error: object) -> UserError:
-        return UserError(f"checkpoint {self.folder} is damaged ({error}); remove that folder to go on from the one before it")
+        before = [folder.name for folder in steps(self.folder.parent) if folder < self.folder]
+        then = f"go on from {before[-1]}" if before else "begin anew, since there is none before it"
+        return UserError(f"checkpoint {self.folder} is damaged ({error}); remove that folder to {then}")
 
 
 def optimizer_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> Tensors:

@@ -242,7 +242,7 @@ class Trainer:
         try:
             with closing(chores), closing(self.loader), self.stop, self.ranks.company():
                 while self.step < every.steps and not chores.enough:
-                    with enough_memory(every.batch, every.accumulate):
+                    with enough_memory(self._cheaper()):
                         self._round()
                     if self.progress and task is not None:
                         self.progress.update(task, completed=self.step, note=chores.note)
@@ -251,6 +251,22 @@ class Trainer:
             raise
         self.saver.finish()
         return self._export()
+
+    def _cheaper(self) -> list[str]:
+        """Settings with which a step needs less memory and gives what it gives now, or nearly, in the order of what they cost.
+
+        It is the order of `train.advice`, which tries them before anything is paid for.
+        """
+        train, parallel, changes = self.config.train, self.config.parallel, list[str]()
+        if parallel.checkpoint != "full":
+            changes.append("--parallel.checkpoint full")
+        if train.batch % 2 == 0:
+            changes.append(f"--train.batch {train.batch // 2} --train.accumulate {train.accumulate * 2}")
+        if not self.config.adapter.rank:
+            changes.append("--adapter.rank 16")
+        if self.config.optim.name == "adamw":
+            changes.append("--optim.name adamw8")
+        return changes
 
     def _round(self) -> None:
         """A step and what is due after it; or, where it was bad and the policy is to roll back, the way back."""
