@@ -142,6 +142,18 @@ def test_optimizers_come_back(name: str, tmp_path: Path) -> None:
     assert all(again[key].dtype == stored[key].dtype and torch.equal(again[key], stored[key]) for key in stored)
 
 
+def test_many_ranks_read_the_files_between_them(tmp_path: Path) -> None:
+    saver = Saver(tmp_path)
+    saver.save(1, {"critic": {"weight": torch.ones(2)}, "student": {"weight": torch.ones(2)}}, {})
+    saver.finish()
+    (folder,) = tmp_path.iterdir()
+    file = folder / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    Checkpoint(folder, slice(0, None, 2))
+    with pytest.raises(UserError, match=r"student\.safetensors is not what was written"):
+        Checkpoint(folder, slice(1, None, 2))
+
+
 def test_nothing_but_json_and_safetensors(tmp_path: Path) -> None:
     saver = Saver(tmp_path)
     saver.save(3, {"student": {"weight": torch.ones(2)}}, {"step": 3})

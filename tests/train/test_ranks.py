@@ -174,8 +174,12 @@ def ran(root: Path, run_config_once: Make) -> Path:
     assert together(2, [Job(root / "died", steady), *two]) == [1, -9]
     shutil.copytree(root / "stopped-2", root / "stopped-2-1")
     shutil.copytree(root / "stopped-2", root / "stopped-2-4")
+    shutil.copytree(root / "stopped-2", root / "damaged")
+    (damaged,) = checkpoint.steps(root / "damaged" / "checkpoints")
+    harmed = damaged / "student.00002-of-00002.safetensors"
+    harmed.write_bytes(harmed.read_bytes()[:-1] + b"!")
     together(1, [Job(root / "stopped-2-1", stopping), Job(root / "coded-2-1", coded)])
-    four = [own["class_dit-4"], own["wide-4"]]
+    four = [own["class_dit-4"], own["wide-4"], Job(root / "damaged", stopping)]
     four += [Job(root / name, replace(config, parallel=GROUPS)) for name, config in (("even-4", even), ("stopped-2-4", stopping))]
     assert together(4, [*four, Job(root / "deadly", even, "deadly")]) == [0, -9, 0, 0]
     return root
@@ -226,6 +230,12 @@ def test_states_in_8_bits_go_on_with_another_number_of_ranks(ran: Path) -> None:
     shared.fill({group: other})
     assert any(codes.any() for codes in one.values())
     assert all((one[name].int() - other[name].int()).abs().max() <= 1 for name in one), "sums in another order may round to the next code"
+
+
+def test_damage_that_one_rank_finds_ends_all_of_them(ran: Path) -> None:
+    ends = [(ran / "damaged" / f"end-{rank}").read_text() for rank in range(4)]
+    assert sum("student.00002-of-00002.safetensors is not what was written" in end for end in ends) == 1
+    assert sum("step-00000003 is damaged, as another rank says" in end for end in ends) == 3
 
 
 def test_no_method_is_left_out() -> None:

@@ -253,10 +253,7 @@ class Trainer:
         return self._export()
 
     def _cheaper(self) -> list[str]:
-        """Settings with which a step needs less memory and gives what it gives now, or nearly, in the order of what they cost.
-
-        It is the order of `train.advice`, which tries them before anything is paid for.
-        """
+        """Settings with which a step needs less memory, the cheapest first: those that `train.advice` tries in a plan."""
         train, parallel, changes = self.config.train, self.config.parallel, list[str]()
         if parallel.checkpoint != "full":
             changes.append("--parallel.checkpoint full")
@@ -440,7 +437,7 @@ class Trainer:
         """
         self.saver.finish()
         self.ranks.wait()
-        self._restore(checkpoint.Checkpoint(checkpoint.steps(self.folder / "checkpoints")[-1]))
+        self._restore(checkpoint.steps(self.folder / "checkpoints")[-1])
         self.moved[step] = batches
         self.chores.open()
 
@@ -493,11 +490,22 @@ class Trainer:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out") from error
         self.ranks.wait()
         if found := checkpoint.steps(folder):
-            self._restore(checkpoint.Checkpoint(found[-1]))
+            self._restore(found[-1])
         elif self.config.guard.policy == "rollback":
             self._save()
 
-    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+    def _read(self, folder: Path) -> checkpoint.Checkpoint:
+        """A checkpoint that every rank has found good, each a part of it. UserError on all of them where one has not."""
+        try:
+            saved, damage = checkpoint.Checkpoint(folder, slice(self.ranks.rank, None, self.ranks.world)), None
+        except UserError as error:
+            saved, damage = None, error
+        if self.ranks.any(damage is not None) or saved is None:
+            raise damage or UserError(f"checkpoint {folder} is damaged, as another rank says")
+        return saved
+
+    def _restore(self, folder: Path) -> None:
+        saved = self._read(folder)
         self._check_settings(saved.state)
         self.step = saved.state["step"]
         self._enter()
