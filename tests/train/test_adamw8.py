@@ -76,6 +76,15 @@ def test_the_first_step_is_adamws() -> None:
     assert torch.allclose(p, q, atol=1e-6)
 
 
+def test_a_first_step_that_is_held_changes_nothing() -> None:
+    p = nn.Parameter(torch.randn(64, 128, generator=torch.manual_seed(0)))
+    before, optimizer = p.detach().clone(), AdamW8([p], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    p.grad = torch.full_like(p, torch.nan)
+    step_(optimizer, 0.01, torch.ones(()))
+    assert torch.equal(p, before)
+    assert not any(x.any() for x in optimizer.state[p].values())
+
+
 def test_small_gradients_beside_large_ones_do_not_leap() -> None:
     """A second moment that becomes zero would make steps of any length: here columns differ by 10^4, their squares by 10^8."""
     torch.manual_seed(0)
@@ -129,7 +138,7 @@ def test_it_learns_as_adamw_does() -> None:
 
 def test_states_take_a_quarter_as_planned() -> None:
     """Of what is coded, a quarter and the scales; small parameters are not. The plan is of the same bytes."""
-    sizes = {}
+    sizes, updates = {}, {}
     for name in ("adamw", "adamw8"):
         config = RunConfig(pipeline=SMALL, data=WorldsConfig(size=16), optim=OptimConfig(name=name))  # type: ignore[arg-type]
         config.train.batch = 1
@@ -142,6 +151,8 @@ def test_states_take_a_quarter_as_planned() -> None:
         states = [(p, x) for optimizer in optimizers for p, state in optimizer.state.items() for x in state.values()]
         sizes[name] = sum(x.nbytes for p, x in states if block_size(p.shape))
         made = plan(config, Setup(precision="float32"), DEVICES["h100"])
+        updates[name] = made.update_s
         assert made.states_gb * 1e9 == sum(x.nbytes for _, x in states)
     assert 0.25 < sizes["adamw8"] / sizes["adamw"] < 0.25 * (1 + 4 / 64)
+    assert updates["adamw8"] > 2 * updates["adamw"], "it is many kernels"
     assert sizes["adamw"] > 0.9 * 8 * sum(p.numel() for p in net.parameters())

@@ -10,6 +10,8 @@ and 2.8%); it is the root of the second moment that is coded, since what the upd
 rows, so that the codes are the same for any number of ranks, which have rows. docs/LOG.md has what the published code does instead.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -35,17 +37,23 @@ def encode(x: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Numbers (n, ...) as codes (n, ...) and scales (n, blocks of a row). dtype: int8, or uint8 for what has no sign."""
     most = torch.iinfo(dtype).max
     blocks = x.reshape(len(x), x.shape[1:].numel() // size, size)  # no rows are rows, too
-    scales = blocks.abs().amax(-1)
-    ratios = blocks.abs() / scales.clamp_min(torch.finfo(x.dtype).tiny)[..., None]
-    codes = ratios.log2_().mul_(most / OCTAVES).add_(most).round_().clamp_min_(0)
-    return codes.mul_(blocks.sign()).to(dtype).view_as(x), scales
+    scales = torch.linalg.vector_norm(blocks, torch.inf, dim=-1)
+    ratios = blocks / scales.clamp_min(torch.finfo(x.dtype).tiny)[..., None]
+    codes = torch.add(most, ratios.abs().log2_(), alpha=most / OCTAVES).round_().clamp_min_(0)
+    return codes.copysign_(blocks).to(dtype).view_as(x), scales
 
 
 def decode(codes: Tensor, scales: Tensor, size: int) -> Tensor:
     """The numbers (n, ...) that codes (n, ...) stand for."""
-    blocks = codes.view(*scales.shape, size).float()
-    exponents = blocks.abs().div_(torch.iinfo(codes.dtype).max).sub_(1).mul_(OCTAVES)
-    return exponents.exp2_().mul_(blocks.sign()).mul_(scales[..., None]).view(codes.shape)
+    blocks = levels(codes.dtype, codes.device)[codes.view(torch.uint8).int()].view(*scales.shape, size)
+    return blocks.mul_(scales[..., None]).view(codes.shape)
+
+
+@lru_cache
+def levels(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(256,) what codes stand for in a block whose scale is one, in the order of their bits."""
+    codes = torch.arange(256, dtype=torch.uint8, device=device).view(dtype).float()
+    return codes.sign() * torch.exp2(OCTAVES * (codes.abs() / torch.iinfo(dtype).max - 1))
 
 
 class AdamW8(Optimizer):
@@ -69,17 +77,20 @@ class AdamW8(Optimizer):
 
     def _step(self, p: nn.Parameter, lr: float, betas: tuple[float, float], eps: float, decay: float) -> None:
         assert p.grad is not None
-        size, state, weights, g = block_size(p.shape), {name: _rows(x) for name, x in self.state[p].items()}, _rows(p), _rows(p.grad)
-        held = torch.zeros((), dtype=torch.bool, device=g.device) if self.found_inf is None else self.found_inf > 0
-        step = state["step"].add_(~held)
+        size, state, weights = block_size(p.shape), {name: _rows(x) for name, x in self.state[p].items()}, _rows(p)
+        held = torch.zeros((), dtype=torch.bool, device=p.device) if self.found_inf is None else self.found_inf > 0
+        g = _rows(p.grad).masked_fill(held, 0)  # it may not be finite
+        steps = state["step"].add_(~held).clamp_min(1)  # a first step that is held leaves it at zero
         m = decode(state["exp_avg"], state["exp_avg_scale"], size).lerp_(g, 1 - betas[0])
-        root = decode(state["exp_avg_sq_root"], state["exp_avg_sq_root_scale"], size).square_().lerp_(g.square(), 1 - betas[1]).sqrt_()
+        root = decode(state["exp_avg_sq_root"], state["exp_avg_sq_root_scale"], size)
+        root.mul_(betas[1] ** 0.5).hypot_(g.mul_((1 - betas[1]) ** 0.5))
         for name, x in (("exp_avg", m), ("exp_avg_sq_root", root)):
             codes, scales = encode(x, size, state[name].dtype)
             state[name].copy_(torch.where(held, state[name], codes))
             state[f"{name}_scale"].copy_(torch.where(held, state[f"{name}_scale"], scales))
-        update = m.mul_(lr / (1 - betas[0] ** step)).div_(root.div_((1 - betas[1] ** step).sqrt()).add_(eps))
-        weights.copy_(torch.where(held, weights, weights * (1 - lr * decay) - update))
+        rate, unbias = ~held * lr, (1 - betas[1] ** steps).sqrt()
+        m.mul_(rate * unbias / (1 - betas[0] ** steps))
+        weights.mul_(1 - rate * decay).addcdiv_(m, root.add_(eps * unbias), value=-1)
 
 
 def _rows(tensor: Tensor) -> Tensor:

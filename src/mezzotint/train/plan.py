@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from mezzotint.codecs.cached import CachedConfig
@@ -43,7 +44,7 @@ from mezzotint.train import context
 from mezzotint.train.average import Average
 from mezzotint.train.devices import GPUS_PER_NODE, Device
 from mezzotint.train.heldout import heldout_loss
-from mezzotint.train.optim import clip_
+from mezzotint.train.optim import Muon, clip_
 from mezzotint.train.parallel import frozen, parts
 from mezzotint.train.rehearsal import Deserted, Rehearsal
 from mezzotint.train.trainer import RunConfig
@@ -153,6 +154,7 @@ class Rehearsed:
                 self._wrap(net, setup, role.trained)
         self.half = setup.precision == "bfloat16"
         self.turns: list[Turned] = []
+        self.stepped: dict[type[Optimizer], list[tuple[int, int]]] = {}  # work of the kernels of optimizers that are not one fused kernel
         self.activations = 0.0
         self.start = self.end = 0
 
@@ -251,7 +253,10 @@ class Rehearsed:
                 for group in optimizer.param_groups:
                     group["fused"], group["foreach"] = True, False
             elif not fused:
+                start = len(self.rehearsal.work)
                 optimizer.step()
+                if not first:
+                    self.stepped.setdefault(type(optimizer), []).extend(self.rehearsal.work[start:])
             optimizer.zero_grad()
         if name in self.averages:
             self.averages[name].update(self.method.roles[name].module, 0)
@@ -439,7 +444,10 @@ def _plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
 
 
 def times(run: Rehearsed, config: RunConfig, setup: Setup, device: Device) -> tuple[list[float], list[float], float]:
-    """Seconds of every turn's kernels, of what every turn sends, and of a step's updates, which read and write all that lasts once."""
+    """Seconds of every turn's kernels, of what every turn sends, and of a step's updates.
+
+    These read and write all that lasts once, and do what optimizers do that are not one fused kernel, on a GPU's rows or, of Muon, on all.
+    """
     repeats, others = _repeats(config, setup), (setup.gpus - 1) / setup.gpus
     rate = device.float32 if setup.precision == "float32" else device.bf16
     speed = device.link if setup.gpus <= GPUS_PER_NODE else device.network
@@ -452,7 +460,10 @@ def times(run: Rehearsed, config: RunConfig, setup: Setup, device: Device) -> tu
         share = repeats * MASTER / setup.gpus
         sent = [s + share * turn.fetched / device.host for s, turn in zip(sent, run.turns, strict=True)]
     lasting = sum(run.rehearsal.held(shares) for shares in run.shares(setup).values())
-    return compute, sent, 2 * lasting / device.bandwidth
+    update = 2 * lasting / device.bandwidth
+    for kind, work in run.stepped.items():
+        update += kernel_seconds(work, device.bf16, device.bandwidth) / (1 if kind is Muon else setup.gpus)
+    return compute, sent, update
 
 
 def kernel_seconds(work: Iterable[tuple[int, int]], rate: float, bandwidth: float) -> float:

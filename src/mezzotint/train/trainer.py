@@ -13,7 +13,7 @@ import json
 import random
 import time
 from bisect import bisect_right
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -247,7 +247,8 @@ class Trainer:
                     if self.progress and task is not None:
                         self.progress.update(task, completed=self.step, note=chores.note)
         except Exception:
-            self.saver.finish(LAST_WRITE)
+            with suppress(UserError):  # what broke the run is what is told
+                self.saver.finish(LAST_WRITE)
             raise
         self.saver.finish()
         return self._export()
