@@ -429,7 +429,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
     device = DEVICES[options.gpu]
     if options.price is not None:
         device = replace(device, price=options.price)
-    setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.eight_bit, options.context, options.offload)
+    setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.context, options.offload)
     result, changes = planned(config, setup, device), advice(config, setup, device)
     stages = by_stage(config, setup, device) if config.stages else []
     if options.json:

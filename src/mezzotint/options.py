@@ -176,8 +176,6 @@ class PlanOptions:
     """Compute activations of every block again for its gradient, instead of keeping them."""
     lora: int = 0
     """Train an adapter of this rank instead of all weights."""
-    eight_bit: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep optimizer states in 8 bits."""
     context: int = 1
     """GPUs that share one sample, each with a part of its tokens."""
     offload: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

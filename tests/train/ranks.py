@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import bright  # noqa: F401  # every kind of configuration is known
+import lettered  # noqa: F401
+import prepared  # noqa: F401
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -78,7 +80,24 @@ class Mortal(Trainer):
         return computed
 
 
-SOURCES = {"worlds": Worlds, "uneven": Uneven, "interrupted": Interrupted, "poisoned": Poisoned, "deadly": Deadly}
+class Coupled(Worlds):
+    """A source whose pictures are latents that come with their noise."""
+
+    def batch(self, number: int, size: int) -> Batch:
+        batch = super().batch(number, size)
+        noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(number))
+        return replace(batch, latents=batch.images, noise=noise)
+
+
+SourceName = Literal["worlds", "uneven", "interrupted", "poisoned", "deadly", "coupled"]
+SOURCES: dict[SourceName, type[Worlds]] = {
+    "worlds": Worlds,
+    "uneven": Uneven,
+    "interrupted": Interrupted,
+    "poisoned": Poisoned,
+    "deadly": Deadly,
+    "coupled": Coupled,
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ class Job:
 
     folder: Path
     config: RunConfig
-    source: Literal["worlds", "uneven", "interrupted", "poisoned", "deadly"] = "worlds"
+    source: SourceName = "worlds"
     killed: Literal["", "in-step", "in-checkpoint"] = ""
 
     def run(self) -> None:

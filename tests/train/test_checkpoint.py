@@ -104,18 +104,18 @@ def test_damage_is_named(harm: str, tmp_path: Path) -> None:
         file.write_bytes(whole)
     elif harm == "state":
         (folder / checkpoint.STATE).write_text("{")
-    with pytest.raises(UserError, match=r"step-00000001 is damaged .*remove that folder to go on from the one before"):
+    with pytest.raises(UserError, match=r"step-00000001 is damaged .*remove that folder to begin anew, since there is none before it"):
         Checkpoint(folder).fill({"student": {name: torch.zeros(size)}})
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adamw8", "muon"])
 def test_optimizers_come_back(name: str, tmp_path: Path) -> None:
     class Net(nn.Module):
-        """One matrix that Muon steps, and one vector that AdamW does."""
+        """One matrix that Muon or AdamW8 steps, and one vector that AdamW does."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(3, 4)})])
+            self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(64, 64)})])
 
     def stepped(steps: int, net: Net) -> list[torch.optim.Optimizer]:
         optimizers = OptimConfig(name=name).build(net)  # type: ignore[arg-type]
@@ -134,12 +134,24 @@ def test_optimizers_come_back(name: str, tmp_path: Path) -> None:
     saver.finish()
     saved = Checkpoint(checkpoint.steps(tmp_path)[0])
     fresh = stepped(0, other)
-    prepared = checkpoint.prepare_optimizers(other, fresh, saved.shapes["student.optimizer"])
+    prepared = checkpoint.prepare_optimizers(other, fresh, saved, "student.optimizer")
     saved.fill({"student.optimizer": prepared})
     again = checkpoint.optimizer_tensors(other, fresh)
     assert again.keys() == stored.keys()
-    assert len(stored) == {"adamw": 6, "muon": 4}[name]
-    assert all(torch.equal(again[key], stored[key]) for key in stored)
+    assert len(stored) == {"adamw": 6, "adamw8": 8, "muon": 4}[name]
+    assert all(again[key].dtype == stored[key].dtype and torch.equal(again[key], stored[key]) for key in stored)
+
+
+def test_many_ranks_read_the_files_between_them(tmp_path: Path) -> None:
+    saver = Saver(tmp_path)
+    saver.save(1, {"critic": {"weight": torch.ones(2)}, "student": {"weight": torch.ones(2)}}, {})
+    saver.finish()
+    (folder,) = tmp_path.iterdir()
+    file = folder / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    Checkpoint(folder, slice(0, None, 2))
+    with pytest.raises(UserError, match=r"student\.safetensors is not what was written"):
+        Checkpoint(folder, slice(1, None, 2))
 
 
 def test_nothing_but_json_and_safetensors(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mezzotint.train import chores, track
 from mezzotint.train.evaluation import SEED, Best, EvaluationConfig
 from mezzotint.train.heldout import heldout_loss
 from mezzotint.train.log import BINS, LossByTime, by_time, read
+from mezzotint.train.parallel import ParallelConfig
 from mezzotint.train.speed import Operations, matmul_rate
 from mezzotint.train.stop import Stopped
 from mezzotint.train.trainer import RunConfig, Trainer
@@ -214,6 +215,15 @@ def test_a_line_of_the_log_tells_where_time_and_gradients_go(run_config: Make, t
     page = (tmp_path / "report.html").read_text()
     assert "denoise, step 2 of 2" in page
     assert 'alt="denoise, step 2 of 2: a red star"' in page
+
+
+def test_the_share_is_of_the_rate_in_the_runs_own_precision(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("mezzotint.train.chores.matmul_rate", lambda kind, dtype: asked.append((kind, dtype)) or 1e9)
+    for precision in ("float32", "bfloat16"):
+        config = run_config(steps=1, preview_prompts=())
+        Trainer(replace(config, parallel=ParallelConfig(precision=precision)), tmp_path / precision).run()  # type: ignore[arg-type]
+    assert asked == [("cpu", torch.float32), ("cpu", torch.bfloat16)]
 
 
 def test_operations_are_those_that_torch_counts(run_config: Make) -> None:

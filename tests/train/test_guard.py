@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mezzotint.data.batch import Batch
@@ -19,6 +20,7 @@ from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.method import Role
 from mezzotint.train import guard
+from mezzotint.train.adamw8 import AdamW8
 from mezzotint.train.guard import (
     BadStepError,
     Guard,
@@ -91,7 +93,7 @@ class NoSync(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8", "muon"])
 def test_a_step_does_not_wait_for_the_device(optimizer: str, run_config: Make, tmp_path: Path) -> None:
     config = rarely(run_config)
     trainer = Trainer(replace(config, optim=replace(config.optim, name=optimizer)), tmp_path)
@@ -103,7 +105,7 @@ def test_a_step_does_not_wait_for_the_device(optimizer: str, run_config: Make, t
     assert not watch.trusted
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8", "muon"])
 def test_a_bad_picture_is_named_late_and_the_weights_are_whole(optimizer: str, run_config: Make, tmp_path: Path) -> None:
     config = rarely(run_config)
     config.optim = replace(config.optim, name=optimizer, weight_decay=0.1, decay="constant")
@@ -244,12 +246,12 @@ def test_a_guard_goes_on_as_it_was() -> None:
     assert torch.equal(whole.windows["student"], second.windows["student"])
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw8", "muon"])
 def test_a_held_step_changes_nothing_at_all(kind: str) -> None:
     torch.manual_seed(0)
-    net = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(8, 16)})])})
+    net = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"mlp": nn.Linear(64, 64)})])})
     (optimizer, *rest) = OptimConfig(name=kind, weight_decay=0.1).build(net)  # type: ignore[arg-type]
-    assert isinstance(optimizer, Muon) == (kind == "muon")
+    assert type(optimizer) is {"adamw": AdamW, "adamw8": AdamW8, "muon": Muon}[kind]
     for gradient, held in ((1.0, 0.0), (math.nan, 1.0), (1.0, 1.0)):
         before = [p.detach().clone() for p in net.parameters()]
         state = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in optimizer.param_groups[0]["params"]]
@@ -286,13 +288,16 @@ def test_weights_in_less_than_float32_are_refused_at_the_start(run_config: Make)
         check_loss(torch.ones((), dtype=torch.bfloat16), {})
 
 
-def test_too_little_memory_is_told_with_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"more memory than there is .*--train.batch 4 --train.accumulate 4"), enough_memory(8, 2):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(UserError, match="one sample already"), enough_memory(1, 1):
+def test_too_little_memory_is_told_with_what_to_do(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"more memory than there is .*, the cheapest first: smaller pictures"), enough_memory([]):
         torch.empty(1 << 60)
-    with pytest.raises(RuntimeError, match="another"), enough_memory(1, 1):
+    with pytest.raises(RuntimeError, match="another"), enough_memory([]):
         raise RuntimeError("another")
+    advice = r"first: --parallel.checkpoint full; --train.batch 2 --train.accumulate 2; --adapter.rank 16; --optim.name adamw8; smaller"
+    trainer = Trainer(run_config(), tmp_path)
+    monkeypatch.setattr(trainer, "_train_step", lambda: torch.empty(1 << 60))
+    with pytest.raises(UserError, match=advice):
+        trainer.run()
 
 
 def test_no_clock_that_can_jump_is_used() -> None:

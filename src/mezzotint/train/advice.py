@@ -90,8 +90,8 @@ def _lora(config: RunConfig, setup: Setup) -> Iterator[tuple[str, Run]]:
 
 
 def _eight_bit(config: RunConfig, setup: Setup) -> Iterator[tuple[str, Run]]:
-    if not setup.eight_bit:
-        yield "--eight-bit", (config, replace(setup, eight_bit=True))
+    if config.optim.name == "adamw":
+        yield "--optim.name adamw8", (config.replace(optim=config.optim.replace(name="adamw8")), setup)
 
 
 CHANGES: tuple[Changes, ...] = (_checkpointing, _smaller_batches, _more_gpus, _lora, _eight_bit)

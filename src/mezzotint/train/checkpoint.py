@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import _getdtype, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from mezzotint.config import inside
 from mezzotint.errors import UserError
+from mezzotint.train.parallel import share_like
 
 Tensors = dict[str, Tensor]
 STATE = "state.json"
@@ -224,18 +225,21 @@ def number(checkpoint: Path) -> int:
 class Checkpoint:
     """A whole checkpoint. UserError where it is damaged: it names what is, and what to do.
 
-    state: what was stored beside the tensors. shapes: of the tensors of every group, by their names. thorough: read all files and
-    compare their checksums, which one rank should do.
+    state: what was stored beside the tensors. shapes, types: of the tensors of every group, by their names. checked: which of the files
+    are read whole and compared with their checksums; many ranks do that between them.
     """
 
-    def __init__(self, folder: Path, thorough: bool = True) -> None:
+    def __init__(self, folder: Path, checked: slice = slice(None)) -> None:
         self.folder = folder
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.types: dict[str, dict[str, torch.dtype]] = {}
         try:
             self.state: dict[str, Any] = json.loads((folder / STATE).read_text())
-            for file, checksum in self.state["files"].items():
+            files: dict[str, int] = self.state["files"]
+            for file in files:
                 self._survey(inside(folder, file))
-                if thorough and _checksum(folder / file) != checksum:
+            for file in list(files)[checked]:
+                if _checksum(folder / file) != files[file]:
                     raise ValueError(f"{file} is not what was written")
         except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
             raise self._damaged(error) from error
@@ -245,9 +249,11 @@ class Checkpoint:
             places = json.loads(stored.metadata()[PLACES])
             for name in stored.keys():  # noqa: SIM118  # not a dictionary
                 group, own = name.split("/", 1)
-                end = [start + size for start, size in zip(places[name]["saved_offsets"], stored.get_slice(name).get_shape(), strict=True)]
+                share = stored.get_slice(name)
+                end = [start + size for start, size in zip(places[name]["saved_offsets"], share.get_shape(), strict=True)]
                 known = self.shapes.setdefault(group, {}).get(own, end)
                 self.shapes[group][own] = tuple(max(pair) for pair in zip(known, end, strict=True))
+                self.types.setdefault(group, {})[own] = _getdtype(share.get_dtype())
 
     def fill(self, groups: Mapping[str, Tensors]) -> None:
         """Read tensors in place, whole ones or this rank's shares of them; all ranks call it together.
@@ -269,7 +275,9 @@ class Checkpoint:
         return self.shapes.get(group, {}).get(name)
 
     def _damaged(self, error: object) -> UserError:
-        return UserError(f"checkpoint {self.folder} is damaged ({error}); remove that folder to go on from the one before it")
+        before = [folder.name for folder in steps(self.folder.parent) if folder < self.folder]
+        then = f"go on from {before[-1]}" if before else "begin anew, since there is none before it"
+        return UserError(f"checkpoint {self.folder} is damaged ({error}); remove that folder to {then}")
 
 
 def optimizer_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> Tensors:
@@ -278,15 +286,22 @@ def optimizer_tensors(module: nn.Module, optimizers: Iterable[Optimizer]) -> Ten
     return {f"{name}.{key}": value for name, p in module.named_parameters() for key, value in states.get(p, {}).items()}
 
 
-def prepare_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-    """Give optimizers states of these shapes, to be filled, and no others. Returns them as `optimizer_tensors` does."""
-    optimizers = list(optimizers)
+def prepare_optimizers(module: nn.Module, optimizers: Iterable[Optimizer], saved: Checkpoint, group: str) -> Tensors:
+    """Give optimizers the states that a group of a checkpoint has, to be filled, and no others. Returns them as `optimizer_tensors` does.
+
+    What has as many rows as its parameter is spread over the ranks as that is.
+    """
+    optimizers, shapes = list(optimizers), saved.shapes.get(group, {})
     for optimizer in optimizers:
         optimizer.state.clear()  # a checkpoint of before the first step has none
     owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, p in module.named_parameters():
         for key in (full.removeprefix(f"{name}.") for full in shapes if full.startswith(f"{name}.")):
             if p in owners and "." not in key:
-                shape = shapes[f"{name}.{key}"]
-                owners[p].state[p][key] = torch.zeros_like(p) if shape == p.shape else torch.zeros(shape, device=p.device)
+                shape, dtype = shapes[f"{name}.{key}"], saved.types[group][f"{name}.{key}"]
+                if shape == p.shape:
+                    owners[p].state[p][key] = torch.zeros_like(p, dtype=dtype)
+                else:
+                    value = torch.zeros(shape, dtype=dtype, device=p.device)
+                    owners[p].state[p][key] = share_like(value, p) if shape else value
     return optimizer_tensors(module, optimizers)

@@ -138,7 +138,7 @@ class Chores:
         speed = {
             "images_per_second": images / seconds,
             "loader_wait": waited / seconds,
-            "matmul_share": operations / seconds / matmul_rate(trainer.ranks.device.type),
+            "matmul_share": operations / seconds / matmul_rate(trainer.ranks.device.type, getattr(torch, self.config.parallel.precision)),
             "memory_gb": peak_memory(trainer.ranks.device),
         }
         self.write(

@@ -1,6 +1,7 @@
 """Evaluation while training: which numbers, how often, which of them decides what is best, and when it is enough."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class Best:
     def beaten(self, name: str, value: float, step: int) -> bool:
         """Whether a number is better than all before, and is then remembered. One that is not finite never is."""
         sign = -1 if name.startswith(LESS_IS_BETTER) else 1
-        if value - value != 0 or (self.value is not None and sign * value <= sign * self.value):
+        if not math.isfinite(value) or (self.value is not None and sign * value <= sign * self.value):
             self.waited += 1
             return False
         self.value, self.step, self.waited = value, step, 0

@@ -167,17 +167,19 @@ def check_loss(loss: Tensor, metrics: Metrics) -> None:
 
 
 @contextmanager
-def enough_memory(batch: int, accumulate: int) -> Iterator[None]:
-    """Turns the end of memory into a UserError that says how to need less."""
+def enough_memory(changes: Sequence[str]) -> Iterator[None]:
+    """Turns the end of memory into a UserError that says what needs less: changes of settings, the cheapest first."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # The CPU's allocator has no error class of its own.
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
-        less = f"--train.batch {batch // 2} --train.accumulate {accumulate * 2} makes the same steps with less at once" if batch > 1 else ""
-        advice = less or "the batch is one sample already: take smaller pictures, a smaller model, or LoRA"
-        raise UserError(f"a step needs more memory than there is ({str(error).splitlines()[0]}); {advice}") from error
+        less = "; ".join([*changes, "smaller pictures or a smaller model"])
+        raise UserError(
+            f"a step needs more memory than there is ({str(error).splitlines()[0]}); what needs less, the cheapest first: {less} "
+            "(mezzotint plan says how much less)"
+        ) from error
 
 
 def describe(trouble: Trouble) -> str:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from mezzotint import config
+from mezzotint.train.adamw8 import AdamW8, block_size
 from mezzotint.train.parallel import share_like, whole
 
 
 @dataclass
 class OptimConfig(config.Config, kind="optim"):
-    """name: "muon" steps the matrices of transformer blocks by Muon and all else by AdamW; "adamw" all by AdamW.
+    """name: "adamw" steps all by AdamW; "adamw8" keeps its states in 8 bits (`train.adamw8`), but for small parameters; "muon" steps the
+    matrices of transformer blocks by Muon and all else by AdamW.
 
     lr: the peak. warmup: steps from 0 to it. decay: after warm-up the rate falls to zero at the last step in a straight line
     or a half cosine, or stays constant; "wsd" stays constant until the last `cooldown` of all steps, and falls there.
@@ -24,7 +26,7 @@ class OptimConfig(config.Config, kind="optim"):
     averages instead (`train.average`); the first is the one that is seen. snapshot: steps from one stored state of these to the next.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8", "muon"] = "adamw"
     lr: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
@@ -53,10 +55,14 @@ class OptimConfig(config.Config, kind="optim"):
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         # Embeddings, patch, modulation and output layers and all vectors are no maps between hidden states of tokens.
         hidden = [p for name, p in named if self.name == "muon" and p.ndim == 2 and re.search(r"blocks\.\d+\.(attention|mlp)\.", name)]
-        rest = [p for _, p in named if all(p is not h for h in hidden)]
+        coded = [p for _, p in named if self.name == "adamw8" and block_size(p.shape)]
+        taken = {id(p) for p in hidden + coded}
+        rest = [p for _, p in named if id(p) not in taken]
         optimizers: list[Optimizer] = []
         if hidden:
             optimizers.append(Muon(hidden, lr=self.lr, weight_decay=self.weight_decay))
+        if coded:
+            optimizers.append(AdamW8(coded, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay))
         if rest:
             optimizers.append(AdamW(rest, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True))
         return optimizers

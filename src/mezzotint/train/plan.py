@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from mezzotint.codecs.cached import CachedConfig
@@ -43,14 +44,13 @@ from mezzotint.train import context
 from mezzotint.train.average import Average
 from mezzotint.train.devices import GPUS_PER_NODE, Device
 from mezzotint.train.heldout import heldout_loss
-from mezzotint.train.optim import clip_
+from mezzotint.train.optim import Muon, clip_
 from mezzotint.train.parallel import frozen, parts
 from mezzotint.train.rehearsal import Deserted, Rehearsal
 from mezzotint.train.trainer import RunConfig
 
 PRODUCTS, MEMORY = 0.6, 0.35  # shares of the rated speeds that kernels reach
 USABLE, CONTEXT = 0.95, 1e9  # share of the memory that an allocator can hand out, and bytes that the driver and libraries take
-EIGHT_BIT = (1 + 4 / 256) / 4  # of a float32 state: a byte, and a float32 scale for every 256 (Dettmers et al. 2022)
 PREVIEW_STEPS = 2  # of a preview; what solvers remember of earlier steps is small
 CAPTIONS = 64  # of a batch, among which the longest is looked for
 MASTER = 4  # bytes of a trained weight
@@ -62,14 +62,13 @@ PER_STEP = ("flops", "compute_s", "communication_s", "update_s", "step_s", "imag
 class Setup:
     """How a run is laid out. checkpointing: every block's activations are computed again for its gradient. lora: rank, 0 for none.
 
-    eight_bit: optimizer states in 8 bits. context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory.
+    context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory.
     """
 
     gpus: int = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     checkpointing: bool = False
     lora: int = 0
-    eight_bit: bool = False
     context: int = 1
     offload: bool = False
 
@@ -155,6 +154,7 @@ class Rehearsed:
                 self._wrap(net, setup, role.trained)
         self.half = setup.precision == "bfloat16"
         self.turns: list[Turned] = []
+        self.stepped: dict[type[Optimizer], list[tuple[int, int]]] = {}  # work of the kernels of optimizers that are not one fused kernel
         self.activations = 0.0
         self.start = self.end = 0
 
@@ -253,7 +253,10 @@ class Rehearsed:
                 for group in optimizer.param_groups:
                     group["fused"], group["foreach"] = True, False
             elif not fused:
+                start = len(self.rehearsal.work)
                 optimizer.step()
+                if not first:
+                    self.stepped.setdefault(type(optimizer), []).extend(self.rehearsal.work[start:])
             optimizer.zero_grad()
         if name in self.averages:
             self.averages[name].update(self.method.roles[name].module, 0)
@@ -272,10 +275,7 @@ class Rehearsed:
 
     def shares(self, setup: Setup) -> dict[str, dict[int, float]]:
         """How much of what lasts one of several GPUs holds."""
-        share = dict.fromkeys(self.lasting, 1 / setup.gpus)
-        if setup.eight_bit:
-            share["states"] *= EIGHT_BIT
-        shares = {kind: dict.fromkeys(numbers, share[kind]) for kind, numbers in self.lasting.items()}
+        shares = {kind: dict.fromkeys(numbers, 1 / setup.gpus) for kind, numbers in self.lasting.items()}
         if setup.offload:
             shares["weights"] |= dict.fromkeys(self._numbers(p for part in self.waiting for p in part.parameters()), 0.0)
         return shares
@@ -360,7 +360,7 @@ def _rehearsed(described: str, setup: Setup, rounds: int) -> Rehearsed:
 
 def rehearsed(config: RunConfig, setup: Setup) -> tuple[Rehearsed, Rehearsed]:
     """A run after a step, and one after an evaluation. UserError where the method cannot learn from the data."""
-    one, described = replace(setup, gpus=1, eight_bit=False, offload=False), json.dumps(config.to_data())
+    one, described = replace(setup, gpus=1, offload=False), json.dumps(config.to_data())
     trained = _rehearsed(described, one, min(2, micro_batches(config, setup)))
     same = config.replace(train=config.train.replace(batch=1, accumulate=1))  # for an evaluation
     return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, lora=0, context=1), 0)
@@ -444,7 +444,10 @@ def _plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
 
 
 def times(run: Rehearsed, config: RunConfig, setup: Setup, device: Device) -> tuple[list[float], list[float], float]:
-    """Seconds of every turn's kernels, of what every turn sends, and of a step's updates, which read and write all that lasts once."""
+    """Seconds of every turn's kernels, of what every turn sends, and of a step's updates.
+
+    These read and write all that lasts once, and do what optimizers do that are not one fused kernel, on a GPU's rows or, of Muon, on all.
+    """
     repeats, others = _repeats(config, setup), (setup.gpus - 1) / setup.gpus
     rate = device.float32 if setup.precision == "float32" else device.bf16
     speed = device.link if setup.gpus <= GPUS_PER_NODE else device.network
@@ -457,7 +460,10 @@ def times(run: Rehearsed, config: RunConfig, setup: Setup, device: Device) -> tu
         share = repeats * MASTER / setup.gpus
         sent = [s + share * turn.fetched / device.host for s, turn in zip(sent, run.turns, strict=True)]
     lasting = sum(run.rehearsal.held(shares) for shares in run.shares(setup).values())
-    return compute, sent, 2 * lasting / device.bandwidth
+    update = 2 * lasting / device.bandwidth
+    for kind, work in run.stepped.items():
+        update += kernel_seconds(work, device.bf16, device.bandwidth) / (1 if kind is Muon else setup.gpus)
+    return compute, sent, update
 
 
 def kernel_seconds(work: Iterable[tuple[int, int]], rate: float, bandwidth: float) -> float:

@@ -13,7 +13,7 @@ import json
 import random
 import time
 from bisect import bisect_right
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -243,15 +243,29 @@ class Trainer:
         try:
             with closing(chores), closing(self.loader), self.stop, self.ranks.company():
                 while self.step < every.steps and not chores.enough:
-                    with enough_memory(every.batch, every.accumulate):
+                    with enough_memory(self._cheaper()):
                         self._round()
                     if self.progress and task is not None:
                         self.progress.update(task, completed=self.step, note=chores.note)
         except Exception:
-            self.saver.finish(LAST_WRITE)
+            with suppress(UserError):  # what broke the run is what is told
+                self.saver.finish(LAST_WRITE)
             raise
         self.saver.finish()
         return self._export()
+
+    def _cheaper(self) -> list[str]:
+        """Settings with which a step needs less memory, the cheapest first: those that `train.advice` tries in a plan."""
+        train, parallel, changes = self.config.train, self.config.parallel, list[str]()
+        if parallel.checkpoint != "full":
+            changes.append("--parallel.checkpoint full")
+        if train.batch % 2 == 0:
+            changes.append(f"--train.batch {train.batch // 2} --train.accumulate {train.accumulate * 2}")
+        if not self.config.adapter.rank:
+            changes.append("--adapter.rank 16")
+        if self.config.optim.name == "adamw":
+            changes.append("--optim.name adamw8")
+        return changes
 
     def _round(self) -> None:
         """A step and what is due after it; or, where it was bad and the policy is to roll back, the way back."""
@@ -425,7 +439,7 @@ class Trainer:
         """
         self.saver.finish()
         self.ranks.wait()
-        self._restore(checkpoint.Checkpoint(checkpoint.steps(self.folder / "checkpoints")[-1]))
+        self._restore(checkpoint.steps(self.folder / "checkpoints")[-1])
         self.moved[step] = batches
         self.chores.open()
 
@@ -478,11 +492,22 @@ class Trainer:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out") from error
         self.ranks.wait()
         if found := checkpoint.steps(folder):
-            self._restore(checkpoint.Checkpoint(found[-1]))
+            self._restore(found[-1])
         elif self.config.guard.policy == "rollback":
             self._save()
 
-    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+    def _read(self, folder: Path) -> checkpoint.Checkpoint:
+        """A checkpoint that every rank has found good, each a part of it. UserError on all of them where one has not."""
+        try:
+            saved, damage = checkpoint.Checkpoint(folder, slice(self.ranks.rank, None, self.ranks.world)), None
+        except UserError as error:
+            saved, damage = None, error
+        if self.ranks.any(damage is not None) or saved is None:
+            raise damage or UserError(f"checkpoint {folder} is damaged, as another rank says")
+        return saved
+
+    def _restore(self, folder: Path) -> None:
+        saved = self._read(folder)
         self._check_settings(saved.state)
         self.step = saved.state["step"]
         self._enter()
@@ -491,7 +516,7 @@ class Trainer:
         tensors |= {name: module.state_dict() for name, module in self._averages().items()}
         for name, optimizers in self.optimizers.items():
             module, group = self.method.roles[name].module, f"{name}.optimizer"
-            tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved.shapes.get(group, {}))
+            tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved, group)
         saved.fill(tensors)
         self.loader.position, self.seconds = saved.state["position"], saved.state["seconds"]
         self.moved = dict(saved.state["moved"])
