@@ -5,7 +5,8 @@ from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.models.lora import LoRAConfig
 from mezzotint.recipes.personal import dreambooth
 from mezzotint.recipes.post import dmd
-from mezzotint.recipes.reward import MODEL, dpo_online, grpo
+from mezzotint.recipes.reinforce import grpo
+from mezzotint.recipes.reward import MODEL, dpo_online
 from mezzotint.recipes.tiny import SizeName
 from mezzotint.rewards import CreditConfig, GoalConfig, LearnedConfig, PartConfig, PreferenceConfig, TotalConfig
 from mezzotint.train.trainer import RunConfig
