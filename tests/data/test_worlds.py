@@ -3,6 +3,7 @@
 import torch
 
 from mezzotint.data.worlds import WorldsConfig
+from mezzotint.worlds import judge
 from mezzotint.worlds.caption import parse
 from mezzotint.worlds.scene import Description
 
@@ -38,3 +39,13 @@ def test_every_fifth_batch_tells_everything() -> None:
 def test_captions_of_pairs_are_true_of_both_pictures() -> None:
     for number in range(10):
         assert all(parse(p).style is None for p in WorldsConfig(pairs=True).build().batch(number, 8).prompts)
+
+
+def test_mistaken_captions_are_of_other_scenes() -> None:
+    honest, mixed = (WorldsConfig(mistaken=share).build().batch(0, 200) for share in (0.0, 0.5))
+    assert torch.equal(honest.images, mixed.images)
+    same = [a == b for a, b in zip(honest.prompts, mixed.prompts, strict=True)]
+    right = judge.score(mixed.images, mixed.prompts)
+    assert 80 <= sum(same) <= 120
+    assert right[torch.tensor(same)].mean() > 0.97
+    assert right[~torch.tensor(same)].mean() < 0.1

@@ -107,6 +107,21 @@ def test_what_is_right_scores() -> None:
         judge.score(render(truth[:1], 32), ["a dog"])
 
 
+def test_credit_is_for_what_is_right_of_a_caption() -> None:
+    truth = Scene((Thing("star", "red", "large", 0.25, 0.5), Thing("circle", "blue", "large", 0.75, 0.5)), "white", "flat", "above")
+    image = render([truth], 32)
+    credits = {
+        "a red star to the left of a blue circle": 1.0,
+        "a red star to the right of a blue circle": 5 / 6 / 2,  # two things, a star, a red one, a circle, a blue one; not where
+        "a red star": 2 / 3 / 2,  # all but that it is alone
+        "a green star": 1 / 3 / 2,  # a star
+        "three purple squares": 0.0,
+    }
+    found = judge.credit(image.expand(len(credits), -1, -1, -1), list(credits))
+    assert torch.allclose(found, torch.tensor(list(credits.values())))
+    assert judge.credit(torch.zeros(1, 3, 32, 32), ["a red star"]) == 0
+
+
 def test_blends_and_smears_are_no_things() -> None:
     def one(shape: str, colour: str = "red") -> Scene:
         return Scene((Thing(shape, colour, "large", 0.5, 0.5),), "white", "flat", "left")

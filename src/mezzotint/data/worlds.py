@@ -19,6 +19,7 @@ class WorldsConfig(config.Config, kind="worlds"):
 
     long_every: one batch in so many has long captions, which leave nothing out, 0 for none; a whole batch, so that the short
     captions of the others are not padded to their length. coloured: share of the short captions that name colours.
+    mistaken: share of the captions that are of another scene, as many on the web are.
     """
 
     size: int = 32
@@ -26,6 +27,7 @@ class WorldsConfig(config.Config, kind="worlds"):
     pairs: bool = False
     long_every: int = 5
     coloured: float = 0.7
+    mistaken: float = 0.0
     seed: int = 0
 
     def build(self) -> "Worlds":
@@ -59,7 +61,9 @@ class Worlds:
         for name in names:
             rng = random.Random(name)
             scenes.append(draw(rng, self.config.split))
-            description = describe(scenes[-1], rng, long, self.config.coloured)
+            mistaken = random.Random(f"{name}-mistaken").random() < self.config.mistaken
+            told = draw(rng, self.config.split) if mistaken else scenes[-1]
+            description = describe(told, rng, long, self.config.coloured)
             if self.config.pairs:  # both pictures must be what the caption says
                 description = replace(description, style=None, light=None)
             prompts.append(write(description, rng))

@@ -36,7 +36,7 @@ PROMPTS: dict[SizeName, int] = {"xs": 1, "s": 50, "m": 100, "l": 100}  # per tas
 MEASURED = "measured.json"
 CONSISTENT = ("consistency", "lcm", "lcm_lora", "consistency_training", "scm")
 DISTILLERS = ("guidance_distill", "progressive", "reflow", "instaflow", "meanflow", *CONSISTENT, "dmd", "ladd", "add")
-TUNERS = ("sft", "dpo", "dpo_online", "grpo", "dance_grpo", "grpo_fast", "mix_grpo", "grpo_learned", "refl")
+TUNERS = ("sft", "dpo", "dpo_online", "grpo", "flow_grpo", "dance_grpo", "grpo_fast", "mix_grpo", "grpo_learned", "refl")
 FIRST = {"instaflow": "reflow", "grpo_learned": "reward", "refl": "reward"}  # what a technique starts from, or learns from
 
 

@@ -6,7 +6,7 @@ Gotchas: a recipe states what it is expected to reach, or says that it has not b
 
 from collections.abc import Callable
 
-from mezzotint.recipes import consistent, curriculum, distil, enhance, lifecycle, personal, post, repa, reward, tiny
+from mezzotint.recipes import consistent, curriculum, distil, enhance, lifecycle, personal, post, reinforce, repa, reward, tiny
 from mezzotint.train.trainer import RunConfig
 
 RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
@@ -28,11 +28,13 @@ RECIPES: dict[str, Callable[[tiny.SizeName], RunConfig]] = {
     "tiny.lcm_lora": consistent.lcm_lora,
     "tiny.consistency_training": consistent.consistency_training,
     "tiny.reward": reward.reward,
-    "tiny.grpo": reward.grpo,
-    "tiny.dance_grpo": reward.dance_grpo,
-    "tiny.grpo_fast": reward.grpo_fast,
-    "tiny.mix_grpo": reward.mix_grpo,
-    "tiny.grpo_learned": reward.grpo_learned,
+    "tiny.mistaken": reinforce.mistaken,
+    "tiny.grpo": reinforce.grpo,
+    "tiny.flow_grpo": reinforce.flow_grpo,
+    "tiny.dance_grpo": reinforce.dance_grpo,
+    "tiny.grpo_fast": reinforce.grpo_fast,
+    "tiny.mix_grpo": reinforce.mix_grpo,
+    "tiny.grpo_learned": reinforce.grpo_learned,
     "tiny.grpo_both": lifecycle.grpo_both,
     "tiny.refl": reward.refl,
     "tiny.dpo_online": reward.dpo_online,

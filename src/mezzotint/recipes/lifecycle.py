@@ -5,9 +5,10 @@ from mezzotint.methods.flow_grpo import FlowGRPOConfig
 from mezzotint.models.lora import LoRAConfig
 from mezzotint.recipes.personal import dreambooth
 from mezzotint.recipes.post import dmd
-from mezzotint.recipes.reward import MODEL, dpo_online, grpo
+from mezzotint.recipes.reinforce import grpo
+from mezzotint.recipes.reward import MODEL, dpo_online
 from mezzotint.recipes.tiny import SizeName
-from mezzotint.rewards import GoalConfig, JudgeConfig, LearnedConfig, PartConfig, PreferenceConfig, TotalConfig
+from mezzotint.rewards import CreditConfig, GoalConfig, LearnedConfig, PartConfig, PreferenceConfig, TotalConfig
 from mezzotint.train.trainer import RunConfig
 
 MARGIN = 10.0  # of winners over losers, about, as `recipes.reward.reward` leaves its model
@@ -15,7 +16,7 @@ MARGIN = 10.0  # of winners over losers, about, as `recipes.reward.reward` leave
 
 def both(model: str = MODEL) -> GoalConfig:
     """To be right and to be liked: a picture that lost the whole look has lost as much as one that is wrong. The exact look is watched."""
-    return GoalConfig(TotalConfig((PartConfig(JudgeConfig()), PartConfig(LearnedConfig(model), std=MARGIN))), PreferenceConfig())
+    return GoalConfig(TotalConfig((PartConfig(CreditConfig()), PartConfig(LearnedConfig(model), std=MARGIN))), PreferenceConfig())
 
 
 def grpo_both(size: SizeName = "s", goal: GoalConfig | None = None) -> RunConfig:

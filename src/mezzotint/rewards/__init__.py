@@ -13,11 +13,12 @@ from mezzotint.rewards.model import LearnedConfig, RewardModel, RewardModelConfi
 from mezzotint.rewards.ocr import OCRConfig
 from mezzotint.rewards.reward import Reward, RewardConfig
 from mezzotint.rewards.total import PartConfig, TotalConfig
-from mezzotint.rewards.worlds import JudgeConfig, PreferenceConfig
+from mezzotint.rewards.worlds import CreditConfig, JudgeConfig, PreferenceConfig
 
 __all__ = [
     "AestheticConfig",
     "CLIPRewardConfig",
+    "CreditConfig",
     "Goal",
     "GoalConfig",
     "ImageRewardConfig",

@@ -88,6 +88,15 @@ def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.tensor(shown, dtype=torch.float32)
 
 
+def credit(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """(B,) `score` with partial credit: half is for `score`, half for the share of the caption's claims that hold. 0 for no scene."""
+    credits = []
+    for scene, description in zip(read(images), map(parse, prompts), strict=True):
+        claims = description.claims(scene) if scene else [False]
+        credits.append((sum(claims) / len(claims) + (scene is not None and description.holds(scene))) / 2)
+    return torch.tensor(credits, dtype=torch.float32)
+
+
 def preference(images: Tensor) -> Tensor:
     """Which parts of the preferred look pictures (B, 3, S, S) have: (B, 3) of 1 and 0 for style, light, centred composition.
 

@@ -7,7 +7,7 @@ Coordinates are shares of the picture's side: x to the right, y downwards, (0, 0
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -95,6 +95,22 @@ class Description:
         ):
             return False
         return any(self._relation_holds(groups) for groups in _assignments(self.mentions, list(scene.things)))
+
+    def claims(self, scene: Scene) -> list[bool]:
+        """What the description says one by one, and whether the scene shows it: how many things; of each mention that enough of them
+        have its shape, are also of its colour, and of its size; the relation; the setting.
+
+        All are true where it holds, and now and then where it does not: a thing may count for two mentions here.
+        """
+        shown = [len(scene.things) == sum(m.count for m in self.mentions)]
+        for m in self.mentions:
+            less = [replace(m, colour=None, size=None), replace(m, size=None), m]
+            shown += [sum(map(said.fits, scene.things)) >= m.count for said in dict.fromkeys(less)]
+        if self.relation is not None:
+            first, second = ([thing for thing in scene.things if m.fits(thing)] for m in self.mentions)
+            shown.append(any(relation(a, b) == self.relation for a in first for b in second if a is not b))
+        setting = zip(self._setting(), (scene.background, scene.style, scene.light), strict=True)
+        return shown + [said == here for said, here in setting if said is not None]
 
     def implies(self, other: "Description") -> bool:
         """Whether every picture of which this holds is one of which the other holds: nothing that the other says is lost here."""
