@@ -272,8 +272,8 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         hidden = F.silu(self.inner(x)).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-        value, gate = self.depthwise(hidden).chunk(2, dim=1)
-        out: Tensor = self.outer((value * F.silu(gate)).flatten(2).mT)
+        value, gate = self.depthwise(hidden).permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)
+        out: Tensor = self.outer(value * F.silu(gate))
         return out
 
 
