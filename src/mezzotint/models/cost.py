@@ -98,7 +98,7 @@ def lumina2(c: Lumina2Config, n: int, text: int) -> int:
 
 
 def hidream(c: HiDreamConfig, n: int, text: int) -> int:
-    """The text is read thrice: itself, the last layer of states, and, in one block each, a layer that gets no answer. Few experts are asked."""
+    """The text is read thrice: itself, the last layer of states, and, in one block each, a layer without answer. Few experts are asked."""
     d, whole, kept = c.width, n + 3 * text, n + 2 * text
     attention = 2 * (3 * whole * d**2 + kept * d**2 + 2 * kept * whole * d)
     asked = 2 * 3 * d * (c.active * c.hidden + c.shared)

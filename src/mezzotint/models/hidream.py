@@ -121,7 +121,10 @@ class HiDreamJointBlock(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, said: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """image (B, N, D), text (B, L, D), said (B, L', D), c (B, D), rotation and mask over [said, text, image] -> image, text, balance ()."""
+        """image (B, N, D), text (B, L, D), said (B, L', D), c (B, D), rotation and mask over all, [said, text, image]
+
+        -> image, text, balance ().
+        """
         read = torch.cat([said, text], dim=1)
         for_text, for_image = converse((self.text, self.image), (read, image), c, rotation, mask, silent=said.shape[1])
         image, balance = self.image.weigh(image, *for_image)
