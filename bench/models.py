@@ -1,9 +1,9 @@
 """Every architecture beside diffusers' class of it, with the same weights: the time of a forward pass and of forward and backward.
 
-Ours and the peer are timed alternately in one run, in float32 on the CPU, one picture a batch, with about 50M parameters and 576 or
-1,024 tokens. `forward` and `step` are the peer's time over ours, the median over rounds; `ratio` is their geometric mean, and
-`geomean` that of all ratios. The peers, and where their weights go, are those of the parity tests; that outputs agree is checked
-before anything is timed.
+Ours and the peer are timed alternately in one run, in float32 on one thread of the CPU, one picture a batch, with about 50M parameters
+and 576 or 1,024 tokens. The time is that of the processor, which a neighbour on the machine changes less than the clock's. `forward` and
+`step` are the peer's time over ours, the median over rounds; `ratio` is their geometric mean, and `geomean` that of all ratios. The
+peers, and where their weights go, are those of the parity tests; that outputs agree is checked before anything is timed.
 
     python bench/models.py [--only flux unet] [--rounds 9] [--tiny]
 """
@@ -90,9 +90,9 @@ def inputs(parity: Any, config: Any, side: int, rows: int = 1, length: int = TEX
 
 
 def timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def forward(call: Callable[[], Tensor]) -> float:
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tiny", action="store_true", help="the parity tests' first configurations, to see that it runs")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     result: dict[str, float | str] = {}
     for name in options.only:
         case = CASES[name]
@@ -142,7 +143,7 @@ def main() -> None:
             case = replace(case, config=next(iter(parity.configs.values())), side=8)
         result |= measured(case, name, options.rounds)
     ratios = [float(value) for key, value in result.items() if key.startswith("ratio.")]
-    result |= {"geomean": statistics.geometric_mean(ratios), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result |= {"geomean": statistics.geometric_mean(ratios), "torch": torch.__version__}
     print(json.dumps(result))
 
 

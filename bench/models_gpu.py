@@ -1,10 +1,10 @@
 """Published sizes on a GPU, in bfloat16, beside diffusers' classes: time, memory, and the share of the GPU's own rate of products.
 
 DiT-XL/2 takes training steps (256 tokens, batches of 128); SD3 medium and FLUX dev draw (4,096 tokens, one picture). Ours and the
-peer are timed alternately in one run, eager and compiled whole by torch.compile, both with random weights: that outputs agree is what
-the parity tests are for. `ratio` is the peer's time over ours. `share` is what our operations (`mezzotint.models.cost`; a step is three
-forwards) and time make of the rate of a large bfloat16 product, measured before each. `memory_gib` is the most allocated, with the
-weights of both there.
+peer are timed alternately in one run, eager and compiled whole by torch.compile into one graph each, both with random weights, none of
+them zero: products of zeros draw less power and are faster. That outputs agree is what the parity tests are for. `ratio` is the peer's
+time over ours. `share` is what our operations (`mezzotint.models.cost`; a step is three forwards) and time make of the rate of a large
+bfloat16 product, measured before each. `memory_gib` is the most allocated, with the weights of both there and the gradients of one.
 
     python bench/models_gpu.py [--only dit-xl-2 sd3-medium flux-dev] [--rounds 9] [--tiny]
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from models import inputs
+from parity import scatter
 from torch import Tensor, nn
 
 from mezzotint.models import PRESETS
@@ -63,7 +64,7 @@ def product_rate(device: torch.device, square: int) -> float:
     return 2 * square**3 / min(seconds(lambda: a @ a, device) for _ in range(8))
 
 
-def work(call: Callable[[], Tensor], net: nn.Module, trains: bool) -> Callable[[], object]:
+def work(call: Callable[[], Tensor], trains: bool) -> Callable[[], object]:
     """A forward, or a forward and backward."""
 
     def draw() -> None:
@@ -71,7 +72,6 @@ def work(call: Callable[[], Tensor], net: nn.Module, trains: bool) -> Callable[[
             call()
 
     def train() -> None:
-        net.zero_grad()
         call().float().square().mean().backward()
 
     return train if trains else draw
@@ -85,8 +85,10 @@ def measured(name: str, rounds: int, tiny: bool, device: torch.device) -> dict[s
     side, batch = (8, 2) if tiny else (case.side, case.batch)
     x, t, cond = inputs(parity, config, side, batch, case.text or 1)
     x, t, cond = x.to(device, torch.bfloat16), t.to(device), cond.to(device).in_precision(torch.bfloat16)
-    with device:
-        nets = {"ours": config.build().bfloat16(), "theirs": parity.peer(config).bfloat16()}
+    nets: dict[str, nn.Module] = {}
+    for who, build in (("ours", config.build), ("theirs", lambda: parity.peer(config))):
+        with device:
+            nets[who] = scatter(build().to(device, torch.bfloat16))  # one after the other: they start in float32
     calls = {"ours": lambda net: net(x, t, cond), "theirs": lambda net: parity.call(net, x, t.to(torch.bfloat16), cond)}
     operations = flops(config, (side // config.patch) ** 2, case.text) * batch * (3 if case.trains else 1)
     result: dict[str, float] = {}
@@ -94,8 +96,8 @@ def measured(name: str, rounds: int, tiny: bool, device: torch.device) -> dict[s
         rate = product_rate(device, 256 if tiny else SQUARE)
         run = {}
         for who, net in nets.items():
-            forward = torch.compile(net) if mode == "compiled" else net
-            run[who] = work(lambda who=who, forward=forward: calls[who](forward), net, case.trains)  # type: ignore[misc]
+            forward = torch.compile(net, fullgraph=True) if mode == "compiled" else net
+            run[who] = work(lambda who=who, forward=forward: calls[who](forward), case.trains)  # type: ignore[misc]
         times: list[dict[str, float]] = []
         memory: dict[str, float] = {}
         for number in range(rounds + 2):  # the first two compile and allocate
@@ -105,6 +107,7 @@ def measured(name: str, rounds: int, tiny: bool, device: torch.device) -> dict[s
                     torch.cuda.reset_peak_memory_stats()
                 row[who] = seconds(run[who], device)
                 memory[who] = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+                nets[who].zero_grad()
             times.append(row)
         ours = statistics.median(row["ours"] for row in times[2:])
         result |= {
@@ -132,7 +135,9 @@ def main() -> None:
     }
     for name in options.only:
         result |= measured(name, options.rounds, options.tiny, device)
+        torch.compiler.reset()  # graphs keep their networks
         gc.collect()
+        torch.cuda.empty_cache()
     print(json.dumps(result))
 
 

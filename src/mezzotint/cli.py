@@ -448,6 +448,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
 def import_(options: ImportOptions) -> None:
     from mezzotint.exchange import INDEX, read_diffusers, read_single_file
     from mezzotint.pipeline import load
+    from mezzotint.weights.files import opened
 
     if (options.source / INDEX).is_file():
         pipeline = read_diffusers(options.source)
@@ -455,9 +456,10 @@ def import_(options: ImportOptions) -> None:
         raise UserError(f"no model at {options.source}: it does not exist")
     elif options.source.is_dir():
         raise UserError(f"{options.source} is no diffusers folder: expected {INDEX} there")
-    elif not options.base:
-        raise UserError("a single file has no text encoders; say with --base which pipeline of the same family lends the rest")
     else:
+        opened(options.source)  # a pickle is refused before anything is asked for
+        if not options.base:
+            raise UserError("a single file has no text encoders; say with --base which pipeline of the same family lends the rest")
         pipeline = load(options.base, dtype=None)
         for part in read_single_file(options.source, pipeline):
             print(f"not read: {part}*", file=sys.stderr)

@@ -1,11 +1,14 @@
 """The shared attention: against its definition, with masks, with fewer key heads, of two streams."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from mezzotint.models.attention import QKV, CrossAttention, SelfAttention, attend
 from mezzotint.models.blocks import MLP, Head, JointBlock, Stream, SwiGLU, initialise
-from mezzotint.models.embed import as_video, image_positions, sincos_2d, sincos_2d_mae, sinusoid
+from mezzotint.models.embed import as_video, image_positions, rope, rotate, sincos_2d, sincos_2d_mae, sinusoid
 
 
 def test_attention_is_a_mean_of_values_weighed_by_the_softmax_of_products() -> None:
@@ -101,3 +104,24 @@ def test_a_picture_is_read_as_a_video() -> None:
     assert torch.equal(as_video(x, 2)[:, :, 0], x)
     with pytest.raises(ValueError, match="multiples of the patch 4, got 4x6"):
         as_video(x, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiler_is_given_the_same_rotation_without_complex_numbers(dtype: torch.dtype) -> None:
+    x, rotation = torch.randn(2, 3, 6, 8, dtype=dtype), rope(image_positions(1, 2, 3), (4, 2, 2))
+    code = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        code.append(graph.code)
+        return graph.forward
+
+    compiled = torch.compile(rotate, fullgraph=True, backend=backend)
+    results = []
+    for function in (rotate, compiled):
+        leaf = x.clone().requires_grad_()
+        out = function(leaf, rotation)
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=dtype).reshape(out.shape))
+        results.append((out, leaf.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert code
+    assert not any("complex" in text for text in code)

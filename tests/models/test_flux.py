@@ -53,14 +53,14 @@ class TestFlux(Parity):
         p = int((peer.config.out_channels / x.shape[1]) ** 0.5)
         rows, columns = x.shape[2] // p, x.shape[3] // p
         parts = [pack(part, p) for part in (x, cond.control) if part is not None]
-        ids = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
+        ids = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (1, rows, columns)))
         packed = peer(
             torch.cat(parts, dim=2),
             cond.text,
             cond.pooled,
             t,
             img_ids=ids,
-            txt_ids=torch.zeros(cond.text.shape[1], 3),
+            txt_ids=ids.new_zeros(cond.text.shape[1], 3),
             guidance=cond.guidance,
         ).sample
         return nn.functional.fold(packed.mT, x.shape[2:], p, stride=p)

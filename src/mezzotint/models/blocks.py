@@ -173,17 +173,19 @@ class Stream(Source):
 
 
 def converse(
-    streams: Sequence[Source], tokens: Sequence[Tensor], c: Tensor, rotation: Tensor | None, mask: Tensor | None
+    streams: Sequence[Source], tokens: Sequence[Tensor], c: Tensor, rotation: Tensor | None, mask: Tensor | None, silent: int = 0
 ) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
     """One attention over the tokens (B, N_i, D) of all streams, one after the other -> what each `answer` needs.
 
-    c: (B, D). rotation and mask: over all tokens in this order.
+    c: (B, D). rotation and mask: over all tokens in this order. silent: how many of the first tokens are attended to but do not
+    attend, and get no answer.
     """
     asked, rests = zip(*(stream.ask(x, c) for stream, x in zip(streams, tokens, strict=True)), strict=True)
     q, k, v = (torch.cat(parts, dim=2) for parts in zip(*asked, strict=True))
     if rotation is not None:
         q, k = rotate(q, rotation), rotate(k, rotation)
-    attended = attend(q, k, v, mask).split([x.shape[1] for x in tokens], dim=1)
+    first, *others = (x.shape[1] for x in tokens)
+    attended = attend(q[:, :, silent:], k, v, mask).split([first - silent, *others], dim=1)
     return list(zip(attended, rests, strict=True))
 
 
@@ -272,8 +274,8 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         hidden = F.silu(self.inner(x)).unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-        value, gate = self.depthwise(hidden).chunk(2, dim=1)
-        out: Tensor = self.outer((value * F.silu(gate)).flatten(2).mT)
+        value, gate = self.depthwise(hidden).permute(0, 2, 3, 1).flatten(1, 2).chunk(2, dim=-1)
+        out: Tensor = self.outer(value * F.silu(gate))
         return out
 
 

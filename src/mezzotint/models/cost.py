@@ -98,13 +98,13 @@ def lumina2(c: Lumina2Config, n: int, text: int) -> int:
 
 
 def hidream(c: HiDreamConfig, n: int, text: int) -> int:
-    """The text is read thrice: itself, the last layer of states, and, in one block each, a layer of its own. Few experts are asked."""
-    d, whole = c.width, n + 3 * text
-    attention = 2 * whole * (4 * d**2 + 2 * whole * d)
+    """The text is read thrice: itself, the last layer of states, and, in one block each, a layer without answer. Few experts are asked."""
+    d, whole, kept = c.width, n + 3 * text, n + 2 * text
+    attention = 2 * (3 * whole * d**2 + kept * d**2 + 2 * kept * whole * d)
     asked = 2 * 3 * d * (c.active * c.hidden + c.shared)
-    joint = attention + n * asked + 3 * text * 2 * 3 * d * c.hidden
+    joint = attention + n * asked + 2 * text * 2 * 3 * d * c.hidden
     read = (c.joint + c.single) * 2 * text * c.states_width * d
-    return c.joint * joint + c.single * (attention + whole * asked) + read
+    return c.joint * joint + c.single * (attention + kept * asked) + read
 
 
 def uvit(c: UViTConfig, n: int, text: int) -> int:

@@ -115,8 +115,13 @@ def rope(positions: Tensor, axes: tuple[int, ...], theta: float = 10_000.0) -> T
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate neighbouring channel pairs (2i, 2i + 1) of x (B, heads, N, d) by `rotation` (N, d / 2, 2) or (B, 1, N, d / 2, 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2).to(x.dtype)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # compilers make one kernel of real arithmetic, and none of complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:  # one kernel instead of seven
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return turned.flatten(-2).to(x.dtype)
 
 
 def patch_grid(side: int, patch: int, stride: int) -> int:

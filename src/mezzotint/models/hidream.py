@@ -2,7 +2,8 @@
 
 Every block reads a layer of a language model of its own beside the running text (T5, then the last layer), and forgets it after.
 
-Where we differ: masks hold for text; the published code has none. t = 0 is data and the output is eps - x0; the published network
+Where we differ: masks hold for text; the published code has none. What a block reads and forgets is attended to, but no answer to it
+is computed, which the published code computes and drops. t = 0 is data and the output is eps - x0; the published network
 gives the negative. `balanced` also returns how unevenly the experts are loaded, so that a loss can ask for it.
 
 B batch, C channels, F frames, N image tokens, L text tokens, T tokens of the whole batch, K layers of states, E experts, D width.
@@ -117,9 +118,15 @@ class HiDreamJointBlock(nn.Module):
         self.image = ExpertStream(config)
         self.text = Stream(config.width, _qkv(config), SwiGLU(config.width, config.hidden))
 
-    def forward(self, image: Tensor, text: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """image (B, N, D), text (B, L, D), c (B, D), rotation and mask over [text, image] -> image, text, balance ()."""
-        for_text, for_image = converse((self.text, self.image), (text, image), c, rotation, mask)
+    def forward(
+        self, image: Tensor, text: Tensor, said: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """image (B, N, D), text (B, L, D), said (B, L', D), c (B, D), rotation and mask over all, [said, text, image]
+
+        -> image, text, balance ().
+        """
+        read = torch.cat([said, text], dim=1)
+        for_text, for_image = converse((self.text, self.image), (read, image), c, rotation, mask, silent=said.shape[1])
         image, balance = self.image.weigh(image, *for_image)
         return image, self.text.answer(text, *for_text), balance
 
@@ -131,9 +138,9 @@ class HiDreamSingleBlock(nn.Module):
         super().__init__()
         self.stream = ExpertStream(config)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, N, D), c (B, D), rotation and mask over x -> x, balance ()."""
-        (attended,) = converse((self.stream,), (x,), c, rotation, mask)
+    def forward(self, x: Tensor, said: Tensor, c: Tensor, rotation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, N, D), said (B, L', D), c (B, D), rotation and mask over [said, x] -> x, balance ()."""
+        (attended,) = converse((self.stream,), (torch.cat([said, x], dim=1),), c, rotation, mask, silent=said.shape[1])
         return self.stream.weigh(x, *attended)
 
 
@@ -186,12 +193,12 @@ class HiDream(nn.Module):
         mask, balance = self._mask(cond, image), x.new_zeros(())
 
         for block, said in zip(self.joint, states[: len(self.joint)], strict=True):
-            image, text, uneven = block(image, torch.cat([said, text], dim=1), c, rotation, mask)
-            text, balance = text[:, length:], balance + uneven
+            image, text, uneven = block(image, text, said, c, rotation, mask)
+            balance = balance + uneven
         tokens = torch.cat([text, image], dim=1)
         for block, said in zip(self.single, states[len(self.joint) :], strict=True):
-            tokens, uneven = block(torch.cat([said, tokens], dim=1), c, rotation, mask)
-            tokens, balance = tokens[:, length:], balance + uneven
+            tokens, uneven = block(tokens, said, c, rotation, mask)
+            balance = balance + uneven
 
         patches = self.head(tokens[:, text.shape[1] :], c)
         return -unpatchify(patches, p, video.shape).reshape(x.shape), balance

@@ -9,7 +9,7 @@ the two sides cut or turn their tensors differently, the rule has a `Change`:
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 Side = Literal["ours", "theirs"]
 Axis = Literal["rows", "columns"]
+OTHER: dict[Side, Side] = {"ours": "theirs", "theirs": "ours"}
 Tensors = Sequence[Tensor]
 
 
@@ -151,32 +152,37 @@ class Names:
             side: [(rule, _pattern(name)) for rule in self.rules for name in rule.side(side)] for side in ("ours", "theirs")
         }
 
-    def plan(self, names: Iterable[str], side: Side) -> list[Move]:
+    def plan(self, names: Iterable[str], side: Side, wanted: Collection[str] | None = None) -> list[Move]:
         """What becomes of names of one side, in their order. Needs no tensors, so that files can be read piece by piece.
 
-        ValueError that lists the names that no rule knows, and those that a rule needs beside the given ones.
+        wanted: names of the other side, all of which must come out and no others. ValueError that lists, as this side calls them,
+        names that no rule knows or that are not wanted, and those that are needed beside the given ones.
         """
-        names = list(names)
+        names, other = list(names), OTHER[side]
         moves: dict[tuple[str, ...], Move] = {}
         left = []
         for name in names:
             move = self._move(name, side)
-            if move is None:
+            if move is None or (wanted is not None and any(made not in wanted for made in getattr(move, other))):
                 left.append(name)
             else:
                 moves.setdefault(move.ours, move)
         known, needed = set(names), [name for move in moves.values() for name in getattr(move, side)]
-        _complain(left, [name for name in needed if name not in known])
+        made = {name for move in moves.values() for name in getattr(move, other)}
+        for name in (name for name in wanted or () if name not in made):
+            move = self._move(name, other)
+            needed += [name] if move is None else getattr(move, side)
+        _complain(left, [name for name in dict.fromkeys(needed) if name not in known])
         return list(moves.values())
 
     def knows(self, names: Iterable[str], side: Side = "theirs") -> bool:
         """Whether there is a rule for every name."""
         return all(self._move(name, side) for name in names)
 
-    def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of theirs under our names. ValueError as in `plan`."""
+    def to_ours(self, state: Mapping[str, Tensor], wanted: Collection[str] | None = None) -> dict[str, Tensor]:
+        """A state dict of theirs under our names, those that are wanted. ValueError as in `plan`."""
         result: dict[str, Tensor] = {}
-        for move in self.plan(state, "theirs"):
+        for move in self.plan(state, "theirs", wanted):
             result |= zip(move.ours, move.change.to_ours([state[name] for name in move.theirs]), strict=True)
         return result
 
@@ -217,8 +223,9 @@ class Renamed(Mapping[str, Tensor]):
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], names: Names) -> None:
     """Fill a network of ours with their weights. ValueError that lists what is missing, left over or of another shape."""
-    given = names.to_ours(state)
-    _check(net, given)
+    own = net.state_dict()
+    given = names.to_ours(state, own)
+    _check_shapes(own, given)
     net.load_state_dict(given)
 
 
@@ -227,7 +234,8 @@ def stream(net: nn.Module, state: Mapping[str, Tensor], meta: Mapping[str, Tenso
 
     They take the place of the network's own, which may be on the meta device, in the precision that they come in.
     """
-    _check(net, names.to_ours(meta))
+    own = net.state_dict()
+    _check_shapes(own, names.to_ours(meta, own))
     for move in names.plan(state, "theirs"):
         for name, tensor in zip(move.ours, move.change.to_ours([state[n] for n in move.theirs]), strict=True):
             put(net, name, tensor.contiguous())
@@ -243,9 +251,7 @@ def put(net: nn.Module, name: str, tensor: Tensor) -> None:
         module._buffers[leaf] = tensor
 
 
-def _check(net: nn.Module, given: Mapping[str, Tensor]) -> None:
-    own = net.state_dict()
-    _complain([name for name in given if name not in own], [name for name in own if name not in given])
+def _check_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in own}
     wrong = [f"{name} is {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
     if wrong:
