@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import _getdtype, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -253,7 +253,7 @@ class Checkpoint:
                 end = [start + size for start, size in zip(places[name]["saved_offsets"], share.get_shape(), strict=True)]
                 known = self.shapes.setdefault(group, {}).get(own, end)
                 self.shapes[group][own] = tuple(max(pair) for pair in zip(known, end, strict=True))
-                self.types.setdefault(group, {})[own] = _getdtype(share.get_dtype())
+                self.types.setdefault(group, {})[own] = (share[:0] if end else share[...]).dtype
 
     def fill(self, groups: Mapping[str, Tensors]) -> None:
         """Read tensors in place, whole ones or this rank's shares of them; all ranks call it together.
