@@ -93,8 +93,11 @@ def lifecycle(options: LifecycleOptions) -> None:
 
 
 def train(options: TrainOptions, rest: list[str]) -> None:
+    from mezzotint.data.batch import Stored
     from mezzotint.data.folder import Folder
-    from mezzotint.data.rows import Rows, TableConfig
+    from mezzotint.data.preferences import PreferencesConfig, is_preferences
+    from mezzotint.data.rows import TableConfig
+    from mezzotint.data.survey import write_bad
     from mezzotint.data.table import is_table
     from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
@@ -107,6 +110,8 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if options.data is not None:
         if is_table(options.data):
             config.data = TableConfig(size=config.data.size)
+        elif is_preferences(options.data):
+            config.data = PreferencesConfig(path="", size=config.data.size)
         rest = ["--data.path", str(options.data), *rest]
     if options.fields:
         print("\n".join(f"{name} = {value!r}" for name, value in _fields(config)))
@@ -116,11 +121,11 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if isinstance(config.data, TableConfig):
         config.data = config.data.pinned(folder)
     source = config.data.build()
-    if isinstance(source, Folder | Rows) and first_of_ranks():
+    if isinstance(source, Stored) and first_of_ranks():
         print(source.report(), file=sys.stderr)
-        if isinstance(source, Folder) and source.bad:
+        if source.bad:
             folder.mkdir(parents=True, exist_ok=True)
-            source.write_bad(folder / "set-aside.jsonl")
+            write_bad(source.bad, folder / "set-aside.jsonl")
     if not config.train.preview_prompts:
         config.train.preview_prompts = tuple(source.held_out(8).prompts)
     with bars() as progress:

@@ -46,7 +46,8 @@ class TrainOptions:
     recipe: tyro.conf.Positional[str]
     """Name of the recipe, as in tiny.worlds."""
     data: Path | None = None
-    """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv; or a table."""
+    """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv; one of
+    preference pairs, listed in pairs.jsonl or pairs.csv; or a table."""
     size: SizeName = "s"
     """The one dial: model size and length of training."""
     out: Path | None = None

@@ -13,6 +13,7 @@ from folders import SIDE, build, captions, fill, held_out_ids, paint, training_i
 from PIL import Image
 
 from mezzotint.data.folder import FolderConfig
+from mezzotint.data.survey import write_bad
 from mezzotint.errors import UserError
 
 # What is set aside.
@@ -192,7 +193,7 @@ def test_list_of_bad_files_is_written_as_json_lines(images: Path, tmp_path: Path
     (images / "bäd\n.png").write_bytes(b"")
     (images / "worse.png").write_bytes(b"text")
     source = build(images, max_bad=0.5)
-    source.write_bad(tmp_path / "bad.jsonl")
+    write_bad(source.bad, tmp_path / "bad.jsonl")
     read = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text(encoding="utf-8").splitlines()]
     assert read == [{"file": bad.file, "reason": bad.reason} for bad in source.bad]
     assert [row["file"] for row in read] == ["bäd\n.png", "worse.png"]
