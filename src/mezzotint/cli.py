@@ -95,9 +95,10 @@ def lifecycle(options: LifecycleOptions) -> None:
 
 
 def train(options: TrainOptions, rest: list[str]) -> None:
+    from mezzotint.data.batch import Stored
     from mezzotint.data.folder import Folder
-    from mezzotint.data.mixture import Mixture, MixtureConfig, found
-    from mezzotint.data.rows import Rows, TableConfig
+    from mezzotint.data.mixture import MixtureConfig, found
+    from mezzotint.data.rows import TableConfig
     from mezzotint.data.survey import write_bad
     from mezzotint.evals import images
     from mezzotint.recipes import RECIPES
@@ -117,7 +118,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if isinstance(config.data, TableConfig | MixtureConfig):
         config.data = config.data.pinned(folder)
     source = config.data.build()
-    if isinstance(source, Folder | Rows | Mixture) and first_of_ranks():
+    if isinstance(source, Stored) and first_of_ranks():
         print(source.report(), file=sys.stderr)
         if source.bad:
             folder.mkdir(parents=True, exist_ok=True)

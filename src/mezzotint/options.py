@@ -46,8 +46,9 @@ class TrainOptions:
     recipe: tyro.conf.Positional[str]
     """Name of the recipe, as in tiny.worlds."""
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv; or a table. Of
-    several, --data NAME=PATH each, samples are mixed: --data.weights.NAME says how often those of one come."""
+    """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv; one of
+    preference pairs, listed in pairs.jsonl or pairs.csv; or a table. Of several, --data NAME=PATH each, samples are mixed:
+    --data.weights.NAME says how often those of one come."""
     size: SizeName = "s"
     """The one dial: model size and length of training."""
     out: Path | None = None

@@ -77,10 +77,11 @@ class Batch:
         return pipeline.encode(self.prompts) if self.cond is None else self.cond
 
     def scaled(self) -> Self:
-        """The same with images that were 0..255, as `Stored.read` gives them, in [-1, 1]."""
+        """The same with pictures that were 0..255, as `Stored.read` gives them, in [-1, 1]."""
         batch = copy(self)
         if self.images.dtype == torch.uint8:
             batch.images = scaled(self.images)
+            batch.rejected = None if self.rejected is None else scaled(self.rejected)
         return batch
 
 
@@ -124,6 +125,10 @@ class Stored(Source, Protocol):
 
     def read(self, number: int, size: int) -> Batch:
         """As `batch`, in any thread, with images (B, C, H, W) uint8, 0..255: a quarter of what has to be moved to a device."""
+        ...
+
+    def report(self) -> str:
+        """A few lines for a person: how much is used, held out, and not used for which reasons."""
         ...
 
 

@@ -13,9 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from mezzotint import config
 from mezzotint.data.batch import Batch
 from mezzotint.data.decode import UnusableError, opened, square
 from mezzotint.data.rows import CAPTIONS, MEMORY, Row, Rows, TableConfig, check
-from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, sidecar, survey, write_bad
+from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, reasons, refusal, sidecar, survey
 from mezzotint.data.table import Table, is_table, schema
 from mezzotint.errors import UserError
 
@@ -97,7 +95,7 @@ class Folder:
         self.ids = [found.names[row] for row in usable]
         self.captions = [found.captions[row] for row in usable]
         if not self.ids or len(self.bad) > config.max_bad * (len(self.bad) + len(self.ids)):
-            raise self._refusal()
+            raise refusal(config.path, self.bad, len(self.ids))
         contained = zip(self.ids, (found.digests[row].hex() for row in usable), self.captions, strict=True)
         self.version = hashlib.sha256(json.dumps(list(contained)).encode()).hexdigest()[:16]
         leading = np.array([int.from_bytes(digest[:8], "big") for digest in found.digests], dtype=np.uint64)
@@ -134,23 +132,8 @@ class Folder:
             f"{len(self.ids):,} images from {self.config.path!r}, as {side} x {side} pixels",
             f"{len(self):,} to train on, {len(self.ids) - len(self):,} held out",
             f"{plain:,} without a caption",
-            f"{len(self.bad):,} set aside",
         ]
-        kinds = Counter(bad.reason.partition(":")[0] for bad in self.bad)
-        first = {bad.reason.partition(":")[0]: bad.file for bad in reversed(self.bad)}
-        lines += [f"  {count:,} {kind} (first: {first[kind]!r})" for kind, count in kinds.most_common(4)]
-        return "\n".join(lines)
-
-    def _refusal(self) -> UserError:
-        total, worst = len(self.bad) + len(self.ids), self.bad[0]
-        with tempfile.NamedTemporaryFile(prefix="mezzotint-bad-", suffix=".jsonl", delete=False) as file:
-            listing = file.name
-        write_bad(self.bad, listing)
-        raising = f", or go on without them with max_bad above {len(self.bad) / total:.3f}" if self.ids else ""
-        return UserError(
-            f"{len(self.bad)} of {total} files and rows in {self.config.path!r} cannot be used, the first being {worst.file!r} "
-            f"({worst.reason}); mend or remove what {listing} lists{raising}"
-        )
+        return "\n".join(lines + reasons(self.bad))
 
 
 # From files to a table.
@@ -261,7 +244,8 @@ def _looked_into(table: Table, files: dict[str, str], size: int) -> _Found:
     known: dict[int, Row] | None = None
     if len(table) * 3 * size**2 <= MEMORY:
         known = {}
-        for row, pixels in enumerate(_squares(table, size)):
+        contents = (batch["content"].to_pylist() for batch in table.batches(["content"], CHUNK))
+        for row, pixels in enumerate(squares(contents, len(table), size)):
             if isinstance(pixels, str):
                 faults[row] = faults[row] or pixels
             else:
@@ -271,17 +255,17 @@ def _looked_into(table: Table, files: dict[str, str], size: int) -> _Found:
     return _Found(names, captions, np.array([not fault for fault in faults]), digests, bad, known)
 
 
-def _squares(table: Table, size: int) -> Iterator[NDArray[np.uint8] | str]:
-    """(3, size, size) of every row, or why it cannot be decoded."""
+def squares(chunks: Iterable[Sequence[Path | bytes | None]], total: int, size: int) -> Iterator[NDArray[np.uint8] | str]:
+    """(3, size, size) of every picture, or why it cannot be decoded; with a progress bar if there are many. A chunk is in flight."""
 
-    def decoded(content: bytes | None) -> NDArray[np.uint8] | str:
+    def decoded(content: Path | bytes | None) -> NDArray[np.uint8] | str:
         try:
             return "no content" if content is None else square(content, size)
         except UnusableError as error:
             return str(error)
 
     console = Console(stderr=True)
-    silent = len(table) <= PROGRESS_FROM or not console.is_terminal
+    silent = total <= PROGRESS_FROM or not console.is_terminal
     with ThreadPoolExecutor(THREADS) as pool:
-        pictures = (picture for batch in table.batches(["content"], CHUNK) for picture in pool.map(decoded, batch["content"].to_pylist()))
-        yield from track(pictures, "reading images", total=len(table), console=console, transient=True, disable=silent)
+        pictures = (picture for chunk in chunks for picture in pool.map(decoded, chunk))
+        yield from track(pictures, "reading images", total=total, console=console, transient=True, disable=silent)

@@ -22,6 +22,7 @@ from torch import Tensor
 from mezzotint import config
 from mezzotint.data.batch import Batch, Source, Stored
 from mezzotint.data.folder import Folder, FolderConfig
+from mezzotint.data.preferences import PreferencesConfig, is_preferences
 from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.survey import Bad
 from mezzotint.data.table import is_table
@@ -54,14 +55,16 @@ class MixtureConfig(config.Config, kind="mixture"):
         return self.replace(parts={n: part.pinned(run, n) if isinstance(part, TableConfig) else part for n, part in self.parts.items()})
 
 
-def found(paths: Sequence[str], size: int) -> TableConfig | FolderConfig | MixtureConfig:
+def found(paths: Sequence[str], size: int) -> TableConfig | FolderConfig | PreferencesConfig | MixtureConfig:
     """The data at a path, or a mixture in equal shares of those at several: PATH, whose name is that of the file, or NAME=PATH."""
     if len(paths) == 1:
-        return _at(paths[0]).replace(size=size)
+        return PreferencesConfig(paths[0], size) if is_preferences(paths[0]) else _at(paths[0]).replace(size=size)
     parts: dict[str, Part] = {}
     for words in paths:
         name, _, path = words.rpartition("=")
         name, path = (name, path) if name.isidentifier() else (re.sub(r"\W", "_", Path(words).stem), words)
+        if is_preferences(path):
+            raise UserError(f"{path!r} holds preference pairs, which are not mixed with anything; give it alone")
         if name in parts:
             raise UserError(f"two of the data are called {name!r}; give them names: --data one=PATH --data other=PATH")
         parts[name] = _at(path)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mezzotint.data.header import LIMIT, too_large
 from mezzotint.data.sources import Item, Notes, noted, shards
-from mezzotint.data.survey import Bad, Row, csv_rows, identity, json_rows
+from mezzotint.data.survey import Bad, Row, csv_rows, identity, is_utf8, json_rows
 from mezzotint.errors import UserError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def addresses(path: str) -> Iterator[tuple[str, Notes] | Bad]:
             yield Bad(f"{name}:{line}", row)
         elif not isinstance(url, str) or not url.strip():
             yield Bad(f"{name}:{line}", f"unreadable row: no {' or '.join(URLS)}")
-        elif any("\ud800" <= character <= "\udfff" for character in url):
+        elif not is_utf8(url):
             yield Bad(f"{name}:{line}", "unreadable row: not UTF-8")
         else:
             yield url.strip(), replace(noted(cells), url=url.strip())

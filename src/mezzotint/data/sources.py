@@ -18,7 +18,7 @@ from typing import Any
 
 from mezzotint.data.decode import UnusableError
 from mezzotint.data.header import CLIPS, LIMIT, too_large
-from mezzotint.data.survey import LONGEST, METADATA, SUFFIXES, Bad, Contents, identity, sidecar, survey
+from mezzotint.data.survey import LONGEST, METADATA, SUFFIXES, Bad, Contents, identity, is_utf8, sidecar, survey
 
 SEEN = (*SUFFIXES, *CLIPS)
 KOHYA = re.compile(r"(\d{1,6})_([^/]+)/")  # a folder's repeats and, where there is no caption, its words
@@ -82,8 +82,7 @@ def noted(row: Mapping[str, Any]) -> Notes:
         _speakable(licence),
         None if opt_out is None else bool(opt_out),
     )
-    unspeakable = any("\ud800" <= character <= "\udfff" for caption in notes.captions for character in caption)
-    return Notes(fault="bad caption: not UTF-8") if unspeakable else notes
+    return notes if all(map(is_utf8, notes.captions)) else Notes(fault="bad caption: not UTF-8")
 
 
 def _speakable(value: object) -> str | None:

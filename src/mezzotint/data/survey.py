@@ -14,7 +14,9 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -113,12 +115,23 @@ def _objection(root: Path, entry: "os.DirEntry[str]") -> str:
 
 def _read_metadata(contents: Contents) -> None:
     """Fill in `captions`, `columns` and `faults` from the folder's metadata file, if it has one. Bad rows go to `bad`."""
-    found = [file for file in METADATA if file in contents.files]
+    for where, row in listed(contents, METADATA):
+        problem = row if isinstance(row, str) else _add_row(contents, where, row)
+        if problem:
+            contents.bad.append(Bad(where, problem))
+
+
+Row = dict[str, Any] | str  # the columns, or why they cannot be read
+
+
+def listed(contents: Contents, names: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """Places ("metadata.csv:7") and rows of the one file of these names, JSON lines or CSV, that the folder has, if it has one."""
+    found = [file for file in names if file in contents.files]
     if not found:
         return
     file, path = found[0], str(contents.root / found[0])
     if len(found) > 1:
-        raise UserError(f"{str(contents.root)!r} holds both {' and '.join(METADATA)}; remove one")
+        raise UserError(f"{str(contents.root)!r} holds both {' and '.join(names)}; remove one")
     if contents.files[file]:
         raise UserError(f"{path!r} is {contents.files[file]}; put the file itself there")
     try:
@@ -128,14 +141,7 @@ def _read_metadata(contents: Contents) -> None:
         raise UserError(f"no permission to read {path!r}; allow it or remove the file") from None
     # Not splitlines(): it would also split at line separators that JSON allows within a string.
     rows = json_rows(text.split("\n")) if file.endswith(".jsonl") else csv_rows(io.StringIO(text, newline=""))
-    for line, row in rows:
-        where = f"{file}:{line}"
-        problem = row if isinstance(row, str) else _add_row(contents, where, row)
-        if problem:
-            contents.bad.append(Bad(where, problem))
-
-
-Row = dict[str, Any] | str  # the columns, or why they cannot be read
+    yield from ((f"{file}:{line}", row) for line, row in rows)
 
 
 def json_rows(lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
@@ -178,22 +184,25 @@ def _add_row(contents: Contents, where: str, row: dict[str, Any]) -> str:
         return "unreadable row: no file_name"
     image = posixpath.normpath(name)
     if image not in contents.files:
-        return _absence(contents.root, name)
+        return absence(contents.root, name)
     captions = contents.captions.setdefault(image, [])
     contents.columns[image] = {key: value for key, value in row.items() if key not in ("file_name", "text")}
     if text is None:
         return ""
-    if not isinstance(text, str):
-        contents.faults[image] = f"bad caption: {where} is not a string"
-    elif any("\ud800" <= character <= "\udfff" for character in text):
-        contents.faults[image] = f"bad caption: {where} is not UTF-8"
+    if not isinstance(text, str) or not is_utf8(text):
+        contents.faults[image] = f"bad caption: {where} is not {'UTF-8' if isinstance(text, str) else 'a string'}"
     elif text.strip():
         captions.append(text.strip())
     return ""
 
 
-def _absence(root: Path, name: str) -> str:
-    """Why a row's `file_name` is none of the folder's files."""
+def is_utf8(text: str) -> bool:
+    """Whether a text is UTF-8: what is not comes as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def absence(root: Path, name: str) -> str:
+    """Why the name of a file in a row is none of the folder's files."""
     with suppress(ValueError):  # raised for a name that no file can have, such as one with a NUL
         if os.path.isabs(name) or not Path(os.path.realpath(root / name)).is_relative_to(root):
             return f"path out of the folder: {name!r}"
@@ -218,6 +227,26 @@ def sidecar(contents: Contents, name: str) -> tuple[str, ...]:
     if len(content) > LONGEST:
         raise UnusableError(f"bad caption: {file!r} is larger than a megabyte")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def reasons(bad: Sequence[Bad]) -> list[str]:
+    """Lines for a person: how much was set aside, and for which reasons."""
+    kinds = Counter(each.reason.partition(":")[0] for each in bad)
+    first = {each.reason.partition(":")[0]: each.file for each in reversed(bad)}
+    return [f"{len(bad):,} set aside", *(f"  {count:,} {kind} (first: {first[kind]!r})" for kind, count in kinds.most_common(4))]
+
+
+def refusal(path: str, bad: Sequence[Bad], used: int) -> UserError:
+    """The error for a folder of which too much was set aside, one thing at least; all of it is listed in a temporary file."""
+    total, worst = len(bad) + used, bad[0]
+    with tempfile.NamedTemporaryFile(prefix="mezzotint-bad-", suffix=".jsonl", delete=False) as file:
+        listing = file.name
+    write_bad(bad, listing)
+    raising = f", or go on without them with max_bad above {len(bad) / total:.3f}" if used else ""
+    return UserError(
+        f"{len(bad)} of {total} files and rows in {path!r} cannot be used, the first being {worst.file!r} "
+        f"({worst.reason}); mend or remove what {listing} lists{raising}"
+    )
 
 
 def identity(name: str) -> str:

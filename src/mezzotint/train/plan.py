@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mezzotint.codecs.cached import CachedConfig
 from mezzotint.data.batch import Batch, Loader
+from mezzotint.data.preferences import PreferencesConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.method import Method, Turn
 from mezzotint.models import lora
@@ -88,7 +89,7 @@ class Imagined:
         cached = isinstance(codec, CachedConfig)
         with torch.device("meta"), Unset():
             self.shape = codec.build().latent_shape(sampling.shape) if cached else (3, config.data.size, config.data.size)
-        self.pairs = isinstance(config.data, WorldsConfig) and config.data.pairs
+        self.pairs = isinstance(config.data, PreferencesConfig) or (isinstance(config.data, WorldsConfig) and config.data.pairs)
         text = config.pipeline.text
         self.said = " ".join(["word"] * (text.max_words if isinstance(text, ByteEncoderConfig) else 1))
         if isinstance(config.data, WorldsConfig) and isinstance(text, ByteEncoderConfig):

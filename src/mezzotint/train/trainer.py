@@ -29,6 +29,7 @@ from mezzotint.data.batch import Batch, Loader, Source
 from mezzotint.data.folder import FolderConfig
 from mezzotint.data.mixture import Mixture, MixtureConfig
 from mezzotint.data.pairs import PairsConfig
+from mezzotint.data.preferences import PreferencesConfig
 from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
@@ -99,7 +100,7 @@ class RunConfig(config.Config, kind="run"):
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    data: WorldsConfig | FolderConfig | PairsConfig | TableConfig | MixtureConfig = field(default_factory=WorldsConfig)
+    data: WorldsConfig | FolderConfig | PreferencesConfig | PairsConfig | TableConfig | MixtureConfig = field(default_factory=WorldsConfig)
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
