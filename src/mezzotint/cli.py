@@ -101,13 +101,17 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     from mezzotint.data.rows import TableConfig
     from mezzotint.data.survey import write_bad
     from mezzotint.evals import images
+    from mezzotint.pipeline import described
     from mezzotint.recipes import RECIPES
+    from mezzotint.recipes.post import started
     from mezzotint.train.parallel import leave
     from mezzotint.train.trainer import Trainer
 
     if options.recipe not in RECIPES:
         raise unknown("recipe", options.recipe, RECIPES)
     config = RECIPES[options.recipe](options.size)
+    if options.init:
+        config = replace(started(config, described(options.init), options.size), init=options.init)
     if options.data:
         config.data = found(options.data, config.data.size)
     if options.fields:

@@ -49,6 +49,8 @@ class TrainOptions:
     """Folder of images to train on, with captions in name.txt beside each image, or in metadata.jsonl or metadata.csv; one of
     preference pairs, listed in pairs.jsonl or pairs.csv; or a table. Of several, --data NAME=PATH each, samples are mixed:
     --data.weights.NAME says how often those of one come."""
+    init: str = ""
+    """Model to start from: starter, an exported or imported pipeline, or the folder of a run. Its parts take the place of the recipe's."""
     size: SizeName = "s"
     """The one dial: model size and length of training."""
     out: Path | None = None

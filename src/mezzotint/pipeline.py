@@ -355,16 +355,22 @@ def load(source: Path | str = "starter", dtype: torch.dtype | None = torch.float
     UserError where there is none, where it is damaged, or where the weights belong to another architecture.
     """
     folder = folder_of(source)
-    description = config.Config.from_data(read_json(folder / CONFIG_FILE))
-    if not isinstance(description, PipelineConfig):
-        raise UserError(f"{folder / CONFIG_FILE} describes a {description.kind}, not a pipeline")
     tensors = read_file(folder / WEIGHTS_FILE)
     with torch.device("meta"):
-        pipeline = description.replace(text=description.text.found_in(folder)).build()
+        pipeline = described(source).build()
     _compare(pipeline, tensors.meta(), folder)
     for name, tensor in tensors.items():
         put(pipeline, name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
     return pipeline.eval()
+
+
+def described(source: Path | str) -> PipelineConfig:
+    """What `load` builds at a place, without its weights. UserError as there."""
+    folder = folder_of(source)
+    found = config.Config.from_data(read_json(folder / CONFIG_FILE))
+    if not isinstance(found, PipelineConfig):
+        raise UserError(f"{folder / CONFIG_FILE} describes a {found.kind}, not a pipeline")
+    return found.replace(text=found.text.found_in(folder))
 
 
 def find_device(name: DeviceName = "auto", number: int = 0) -> torch.device:

@@ -1,9 +1,11 @@
 """What comes after the tiny recipe's pre-training: the later stages of the speedrun, each started from the one before (``--init``)."""
 
+from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
+from mezzotint.pipeline import PipelineConfig
 from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.optim import OptimConfig
@@ -16,6 +18,18 @@ def continued(size: SizeName, share: float, lr: float) -> RunConfig:
     steps = max(4, round(config.train.steps * share))
     config.optim = OptimConfig(lr=lr, warmup=steps // 10, average=0.99)
     config.train = config.train.replace(steps=steps, log=max(1, steps // 60), evaluate=max(1, steps // 4), preview=max(1, steps // 2))
+    return config
+
+
+def started(config: RunConfig, start: PipelineConfig, size: SizeName) -> RunConfig:
+    """A later stage of another model than the tiny one: its parts, and its way of drawing but for what the recipe changes of it."""
+    plain, own = vars(worlds(size).pipeline.sampling), vars(config.pipeline.sampling)
+    sampling = start.sampling.replace(**{name: value for name, value in own.items() if value != plain[name]})
+    config.pipeline = start.replace(sampling=sampling)
+    if isinstance(config.data, WorldsConfig):
+        config.data = config.data.replace(size=sampling.side)
+    elif isinstance(config.data, PairsConfig):
+        config.data = config.data.replace(captions=config.data.captions.replace(size=sampling.side))
     return config
 
 

@@ -163,9 +163,7 @@ class Trainer:
         self.moved: dict[int, int] = {}  # steps whose first batches are left out, and how many
         self.stop = StopRequest()
         torch.manual_seed(config.train.seed)
-        pipeline = config.pipeline.build()
-        if config.init:
-            load_weights(pipeline, load(config.init).state_dict(), Path(config.init))
+        pipeline = _started(config)
         if config.adapter.rank:
             pipeline.requires_grad_(False)
             lora.add(pipeline.denoiser, config.adapter)
@@ -542,6 +540,19 @@ class Trainer:
                 f"the data are not those that {self.folder} was trained on (version {version}, now {self.source.version}); "
                 "put them back, or choose another folder with --out"
             )
+
+
+def _started(config: RunConfig) -> Pipeline:
+    """The pipeline before the first step. UserError where `init` has weights of another architecture."""
+    if not config.init:
+        return config.pipeline.build()
+    start = load(config.init).train()
+    if start.config.replace(sampling=config.pipeline.sampling) == config.pipeline:  # nothing is in memory twice
+        start.config = config.pipeline
+        return start
+    pipeline = config.pipeline.build()
+    load_weights(pipeline, start.state_dict(), Path(config.init))
+    return pipeline
 
 
 def _mixed(*numbers: int) -> int:
