@@ -224,6 +224,9 @@ def main() -> None:
     parser.add_argument("--flat-rows", type=int, default=5000)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
+    least = options.originals * (len(TRANSFORMATIONS) + 1)
+    if any(0 < count < least for count in (options.rows, options.flat_rows)):
+        parser.error(f"{options.originals} originals and their copies are {least} rows; ask for as many, or for none of a kind")
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"photo": options.rows, "flat": options.flat_rows}
         of = [measure(kind, options.originals, count, options.workers, Path(folder)) for kind, count in sizes.items() if count]
