@@ -331,8 +331,9 @@ def test_the_command_line_imports_samples_and_exports(tmp_path: Path, capsys: py
     assert main(["export", ours, "--to", "single-file", "--out", single]) == 0
     assert main(["import", single, "--base", ours, "--out", str(tmp_path / "again")]) == 0
     assert torch.equal(picture(load(tmp_path / "again")), picture(load(ours)))
-    run, few = tmp_path / "run", ["--train.steps", "1", "--train.batch", "2", "--train.held-out", "2", "--train.preview", "9"]
-    assert main(["train", "tiny.sft", "--init", ours, "--adapter.rank", "2", "--pipeline.sampling.steps", "2", "--out", str(run), *few]) == 0
+    run = tmp_path / "run"
+    few = ["--train.steps", "1", "--train.batch", "2", "--train.held-out", "2", "--train.preview", "9", "--pipeline.sampling.steps", "2"]
+    assert main(["train", "tiny.sft", "--init", ours, "--adapter.rank", "2", "--out", str(run), *few]) == 0
     assert load(run).config.sampling == load(ours).config.sampling.replace(steps=2)
     assert float((picture(load(run)) - picture(load(ours), steps=2)).abs().max()) < 0.1
     capsys.readouterr()

@@ -18,7 +18,9 @@ def dreambooth(size: SizeName = "s") -> RunConfig:
 
 
 def textual_inversion(size: SizeName = "s") -> RunConfig:
-    """Only the embedding of the rare word learns. Not yet run."""
+    """Only the embedding of the rare word learns. Reached: fidelity 0.00, as the frozen network draws no purple ring by its name either;
+    0.98 on six pictures of a blue one (docs/LOG.md).
+    """
     config = dreambooth(size)
     config.method = DreamBoothConfig(prior=0.0, word=subject.WORD)
     config.optim = config.optim.replace(lr=2e-2)
