@@ -40,22 +40,22 @@ def varied(size: SizeName, **settings: object) -> RunConfig:
 
 
 def flow_grpo(size: SizeName = "s") -> RunConfig:
-    """Flow-GRPO as it was published: all steps but the last are stochastic by its own law and learned from, a noise for each picture."""
+    """Flow-GRPO as it was published: all steps but the last are stochastic by its own law and learned from. Not yet run."""
     return varied(size, law="grpo", level=0.7, window=0, shared=False, kl=0.04)
 
 
 def dance_grpo(size: SizeName = "s") -> RunConfig:
-    """DanceGRPO: the same noise level at all times, one first noise for a group, no reference."""
+    """DanceGRPO: the same noise level at all times, one first noise for a group. Not yet run."""
     return varied(size, law="constant", level=0.3, window=0)
 
 
 def grpo_fast(size: SizeName = "s") -> RunConfig:
-    """Flow-GRPO-Fast: two stochastic steps at random in the first half, branching from one noise."""
+    """Flow-GRPO-Fast: two stochastic steps at random in the first half, branching from one noise. Not yet run."""
     return varied(size, law="grpo", level=0.7, window=2)
 
 
 def mix_grpo(size: SizeName = "s") -> RunConfig:
-    """MixGRPO: a window of two stochastic steps that moves from noise to data, a noise for each picture."""
+    """MixGRPO: a window of two stochastic steps that moves from noise to data. Not yet run."""
     config = varied(size, law="grpo", level=0.7, window=2, shared=False)
     assert isinstance(config.method, FlowGRPOConfig)
     config.method = config.method.replace(slide=max(1, config.train.steps // 7))
@@ -63,5 +63,5 @@ def mix_grpo(size: SizeName = "s") -> RunConfig:
 
 
 def grpo_learned(size: SizeName = "s") -> RunConfig:
-    """The same on the learned taste, with the judge watching; ``--method.kl 0`` shows how a reward is deceived."""
+    """The same on the learned taste, the judge watching: it holds, and gains little. ``--method.kl 0`` deceives the reward by step 30."""
     return varied(size, goal=LOOK, kl=0.3)
