@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             config.train = config.train.replace(steps=last, log=1, evaluate=last, preview=last, held_out=4, preview_prompts=())
             config.pipeline.sampling = config.pipeline.sampling.replace(steps=4)
             if isinstance(config.method, FlowGRPOConfig):
-                config.method = config.method.replace(group=4, steps=3)
+                config.method = config.method.replace(group=4, steps=3, window=2)
         return parts
 
     monkeypatch.setattr(lifecycle, "parts", smaller)
