@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from elastic import step
 from tables import batches, create, damaged, picture, row
 
 from mezzotint.cli import main
 from mezzotint.config import Config
-from mezzotint.data.batch import Batch, Loader
+from mezzotint.data.batch import Batch, Source
 from mezzotint.data.mixture import Mixture, MixtureConfig
 from mezzotint.data.rows import TableConfig
 from mezzotint.data.table import Table
@@ -77,19 +78,11 @@ def test_a_batch_is_a_function_of_its_number_and_size(tables: list[Path], fields
 def test_a_resumed_run_of_other_ranks_sees_the_same_batches(tables: list[Path]) -> None:
     """Four micro-batches a step, by one rank, then by two, then by four, stopped at any step; every row comes once an epoch of its part."""
 
-    def step(position: int, ranks: int) -> list[str]:
-        names: list[str] = []
-        for rank in range(ranks):
-            loader = Loader(build(tables, flip=True), 3, streams=4)
-            for micro in range(rank * 4 // ranks, (rank + 1) * 4 // ranks):
-                loader.stream, loader.position = micro, position
-                batch = next(loader)
-                names += [f"{name} {prompt}" for name, prompt in zip(batch.ids, batch.prompts, strict=True)]
-            loader.close()
-        return names
+    def made() -> Source:
+        return build(tables, flip=True)
 
-    assert step(1, 1) == step(1, 2) == step(1, 4)
-    elastic = [name.split()[0] for position, ranks in enumerate((1, 2, 2, 4, 1)) for name in step(position, ranks)]
+    assert step(made, 1, 1) == step(made, 1, 2) == step(made, 1, 4)
+    elastic = [name.split()[0] for position, ranks in enumerate((1, 2, 2, 4, 1)) for name in step(made, position, ranks)]
     source = build(tables)
     assert elastic == source.batch(0, 60).ids
     for name, rows in source.sources.items():
