@@ -64,5 +64,5 @@ def mix_grpo(size: SizeName = "s") -> RunConfig:
 
 
 def grpo_learned(size: SizeName = "s") -> RunConfig:
-    """The same on the learned taste, the judge watching: it holds, and gains little. ``--method.kl 0`` deceives the reward by step 30."""
-    return varied(size, goal=LOOK, kl=0.3)
+    """The same on the learned taste, the judge watching: it holds, and gains nothing. ``--method.kl 0`` deceives the reward by step 30."""
+    return varied(size, goal=LOOK, kl=3.0)
