@@ -1,5 +1,6 @@
 """Pairs of noise and samples: a function of their numbers, kept once they are drawn."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_several_files_hold_what_one_does(pairs: PairsConfig, monkeypatch: pytes
     assert batch.latents is not None
     assert len(set(batch.ids)) == 10
     assert len(batch.latents.flatten(1).unique(dim=0)) == 10
+
+
+def test_pairs_from_before_a_setting_existed_are_still_theirs(pairs: PairsConfig) -> None:
+    drawn = pairs.build().batch(0, 4)
+    path = Path(pairs.folder) / "pairs.json"
+    described = json.loads(path.read_text())
+    del described["captions"]["mistaken"], described["sampling"]["rule"]
+    path.write_text(json.dumps(described))
+    assert torch.equal(pairs.build().batch(0, 4).latents, drawn.latents)  # type: ignore[arg-type]
+    assert json.loads(path.read_text())["sampling"]["rule"] == "cfg"
 
 
 def test_bad_settings_are_refused(pairs: PairsConfig, pipeline: Pipeline) -> None:

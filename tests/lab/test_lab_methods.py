@@ -73,6 +73,12 @@ def test_two_techniques_are_run_stopped_measured_and_drawn(
         assert row["distance"][1] > 0, "two seeds are two students"
     svg = (out / "plot.svg").read_text()
     assert all(f">{name}</text>" in svg for name in ("lcm", "dpo", "teacher", "base", "network calls", "diversity"))
+    older = out / "lcm" / "seed-0" / "config.json"  # of a run from before one of its settings existed
+    config = json.loads(older.read_text())
+    del config["train"]["seed"]  # 0 by itself
+    older.write_text(json.dumps(config))
+    assert main([*words, "lcm"]) == 0
+    capsys.readouterr()
     shutil.copytree(tmp_path / "teacher", tmp_path / "other")
     assert main([*words[:1], str(tmp_path / "other"), *words[2:], "lcm"]) == 2
     assert re.search(r"holds experiments from \[.*teacher'\]; choose another folder with --out", capsys.readouterr().err)

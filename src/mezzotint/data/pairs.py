@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -81,11 +82,13 @@ class Pairs:
 
     def _describe(self) -> str:
         """Write what the pairs of the folder are, and of which weights, and digest it. UserError where they are others."""
-        here = replace(self.config, folder="").to_data() | {"weights": fingerprint(folder_of(self.config.teacher) / WEIGHTS_FILE)}
+        config, weights = replace(self.config, folder=""), fingerprint(folder_of(self.config.teacher) / WEIGHTS_FILE)
+        here = config.to_data() | {"weights": weights}
         path = self.folder / DESCRIPTION
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(here)):
+            there: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(here)
+            if there.pop("weights", "") != weights or PairsConfig.from_data(there) != config:
                 raise UserError(
                     f"{self.folder} holds pairs of other settings or another teacher; choose another --data.folder, or remove it"
                 )

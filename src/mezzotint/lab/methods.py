@@ -92,7 +92,7 @@ class Lab:
         """Train and measure a technique with a seed, after what it needs, unless that was done. UserError for a run of other settings."""
         config, folder = self.config(name, seed), self.run_folder(name, seed)
         if (folder / MEASURED).is_file():
-            if json.loads((folder / "config.json").read_text()) != json.loads(json.dumps(config.to_data())):
+            if RunConfig.from_data(json.loads((folder / "config.json").read_text())) != config:
                 raise UserError(f"{folder} holds a run with other settings; choose another folder with --out, or remove it")
             return
         if name in FIRST:
