@@ -17,6 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from itself and from those above it.
 HOUSE = (
     "errors",
+    "bars",
+    "places",
     "config",
     "flow",
     "models",
@@ -36,7 +38,7 @@ HOUSE = (
     "recipes",
     "lab",
 )
-HOUSE += ("chain", "speedrun", "lifecycle", "options", "curate", "bars", "cli")
+HOUSE += ("chain", "speedrun", "lifecycle", "options", "words", "curate", "cli")
 LIMITS = {"methods": 300, "models": 450, "recipes": 100}
 
 

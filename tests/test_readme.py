@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import tyro
 
-from mezzotint.cli import VERBS, _with_fields
+from mezzotint.cli import OPEN, VERBS
 from mezzotint.data.mixture import found
 from mezzotint.flow.solvers import SOLVERS
 from mezzotint.models import PRESETS
 from mezzotint.options import PlanOptions, TrainOptions
 from mezzotint.recipes import RECIPES
 from mezzotint.recipes.published import published
+from mezzotint.words import options, with_run_fields
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -51,13 +52,13 @@ def test_commands_are_understood(command: str) -> None:
         assert (ROOT / words[1]).is_file()
         return
     length = 3 if words[1] == "data" else 2  # the engine's verbs are two words
-    options, _ = VERBS[" ".join(words[1:length])]
-    parsed, rest = tyro.cli(options, args=words[length:], return_unknown_args=True)
+    verb = " ".join(words[1:length])
+    parsed, rest = options(VERBS[verb][0], words[length:], verb, verb in OPEN)
     if isinstance(parsed, TrainOptions | PlanOptions):  # which take any field of their recipe
         config = published(parsed.recipe) if parsed.recipe in PRESETS else RECIPES[parsed.recipe]("s")
         if isinstance(parsed, TrainOptions) and parsed.data:
             config.data = found(parsed.data, config.data.size)
-        _with_fields(config, rest, f"{words[1]} {parsed.recipe}")
+        with_run_fields(config, rest, f"{words[1]} {parsed.recipe}")
         return
     assert not rest
 

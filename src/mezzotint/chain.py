@@ -21,10 +21,11 @@ from statistics import mean
 from typing import Any
 
 import torch
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from torch import Tensor
 
 from mezzotint import __version__
+from mezzotint.bars import Show, shown
 from mezzotint.errors import UserError
 from mezzotint.evals import features, pairs, rewards, subject, worlds
 from mezzotint.evals.report import Stage, render
@@ -39,7 +40,6 @@ from mezzotint.weights.files import read_json
 PROMPTS_PER_TASK = {"xs": 4, "s": 50, "m": 100, "l": 100}  # by the one dial; the other counts of a suite follow
 
 Result = dict[str, Any]
-Show = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,12 @@ def _do(part: Part, effort: int, progress: Progress) -> None:
         return
     pipeline = Trainer(part.config, folder, progress=progress).run()
     for suite in missing:
-        task = progress.add_task(f"{folder.name}: evaluation", total=None)
         start = time.perf_counter()
-        result = suite.measure(pipeline, folder, effort, _shown(progress, task))
+        result = suite.measure(pipeline, folder, effort, shown(progress, f"{folder.name}: evaluation"))
         result["seconds"] = time.perf_counter() - start
         unfinished = folder / f"{suite.file}.part"
         unfinished.write_text(json.dumps(result, indent=2) + "\n")
         unfinished.replace(folder / suite.file)
-
-
-def _shown(progress: Progress, task: TaskID) -> Show:
-    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _results(folder: Path) -> Iterator[tuple[Suite, Result]]:

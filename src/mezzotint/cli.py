@@ -1,18 +1,18 @@
 """The command line, verb by verb. Whatever is slow to import is imported by the verb that needs it."""
 
 import json
-import re
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from mezzotint.bars import bars, first_of_ranks
-from mezzotint.errors import UserError, unknown
+from mezzotint import words
+from mezzotint.bars import bars, first_of_ranks, shown
+from mezzotint.errors import Ending, UserError, is_memory, unknown
 from mezzotint.options import (
     AverageOptions,
     DataCacheOptions,
@@ -34,12 +34,11 @@ from mezzotint.options import (
     SpeedrunOptions,
     TrainOptions,
 )
+from mezzotint.places import folder_of
 
 if TYPE_CHECKING:
     from mezzotint.pipeline import Sampling
     from mezzotint.train.runs import Found
-    from mezzotint.train.stages import StageConfig
-    from mezzotint.train.trainer import RunConfig
 
 
 USAGE = """usage: mezzotint VERB ...
@@ -95,6 +94,9 @@ def lifecycle(options: LifecycleOptions) -> None:
 
 
 def train(options: TrainOptions, rest: list[str]) -> None:
+    if options.init:
+        folder_of(options.init)
+
     from mezzotint.data.batch import Stored
     from mezzotint.data.folder import Folder
     from mezzotint.data.mixture import MixtureConfig, found
@@ -115,9 +117,9 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if options.data:
         config.data = found(options.data, config.data.size)
     if options.fields:
-        print("\n".join(f"{name} = {value!r}" for name, value in _fields(config)))
+        print("\n".join(f"{name} = {value!r}" for name, value in words.run_fields(config)))
         return
-    config = _with_fields(config, rest, f"train {options.recipe}")
+    config = words.with_run_fields(config, rest, f"train {options.recipe}")
     folder = options.out or Path("runs") / options.recipe
     if isinstance(config.data, TableConfig | MixtureConfig):
         config.data = config.data.pinned(folder)
@@ -136,103 +138,31 @@ def train(options: TrainOptions, rest: list[str]) -> None:
         return
     print(f"pipeline: {folder / 'export'}")
     if isinstance(source, Folder):
-        _print_result(images.evaluate(pipeline, source))
-
-
-def _with_fields(config: "RunConfig", words: list[str], what: str) -> "RunConfig":
-    """A run's configuration with fields set by words such as ``--train.steps 100``. UserError for one that it does not have."""
-    from mezzotint.train.stages import StageConfig
-
-    own, staged = _by_stage(words)
-    stages = list(config.stages)
-    config = _parsed(replace(config, stages=()), own, what)
-    for number, given in sorted(staged.items()):
-        if number > len(stages):
-            raise unknown(f"field of {what.split()[-1]}", f"stages.{number}", [f"stages.{k}" for k in range(len(stages) + 1)])
-        stages += [StageConfig(0)] * (number == len(stages))
-        stages[number] = _stage(config, stages[number], given, f"{what} stages.{number}")
-    return replace(config, stages=tuple(stages))
-
-
-def _by_stage(words: list[str]) -> tuple[list[str], dict[int, list[str]]]:
-    """Words that set fields of a run, and those that set fields of its stages, ``--stages.0.optim.lr 1e-3``, without that beginning."""
-    own, staged = list[str](), dict[int, list[str]]()
-    into = own
-    for word in words:
-        found = re.match(r"--stages\.(\d+)\.(.*)", word, re.DOTALL)
-        if found:
-            into = staged.setdefault(int(found[1]), [])
-            word = f"--{found[2]}"
-        elif word.startswith("--"):
-            into = own
-        into.append(word)
-    return own, staged
-
-
-def _stage(config: "RunConfig", stage: "StageConfig", words: list[str], what: str) -> "StageConfig":
-    """A stage with fields set by words; its length is called `steps`."""
-    from mezzotint.train.stages import StageConfig, changeable, changed, dotted
-
-    run = changed(config, stage.changes)
-    run.train = replace(run.train, steps=stage.steps)
-    names = [_name(word) for word in words if word.startswith("--")]
-    for name in names:
-        if name != "steps" and not changeable(name):
-            raise unknown(f"field of {what.split()[-1]}", name, ["steps", *(known for known, _ in dotted(run) if changeable(known))])
-    run = _parsed(run, ["--train.steps" + word.removeprefix("--steps") if _name(word) == "steps" else word for word in words], what)
-    values = dict(dotted(run))
-    return StageConfig(run.train.steps, stage.changes | {name: values[name] for name in names if name != "steps"})
-
-
-def _name(word: str) -> str:
-    """The field that a word such as ``--train.batch=8`` sets; empty for a value."""
-    return word.removeprefix("--").split("=")[0].replace("-", "_") if word.startswith("--") else ""
-
-
-def _parsed(config: "RunConfig", words: list[str], what: str) -> "RunConfig":
-    """A configuration without stages with fields set by words."""
-    from mezzotint.train.stages import dotted
-
-    known = dict(dotted(config))
-    for name in filter(None, map(_name, words)):
-        if name not in known:
-            raise unknown(f"field of {what.split()[-1]}", name, known)
-    conf = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(config), default=config, args=words, config=conf, prog=f"mezzotint {what}")
-
-
-def _fields(config: "RunConfig") -> Iterable[tuple[str, Any]]:
-    """All fields of a run and of its stages by the names that set them."""
-    from mezzotint.train.stages import dotted
-
-    yield from ((name, value) for name, value in dotted(config) if name != "stages")
-    for number, stage in enumerate(config.stages):
-        yield from ((f"stages.{number}.{name}", value) for name, value in {"steps": stage.steps, **stage.changes}.items())
+        try:
+            _print_result(images.evaluate(pipeline, source))
+        except UserError as error:
+            print(f"note: not measured: {error}", file=sys.stderr)
 
 
 def sample(options: SampleOptions) -> None:
+    folder_of(options.model)  # or an error, before anything that takes time
+
     import torch
 
     from mezzotint.pictures import save
     from mezzotint.pipeline import find_device, load
 
+    device = find_device(options.device)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.enhance:
         options = replace(options, prompt=_enhanced(options))
-    pipeline = load(options.model, None if options.dtype == "stored" else getattr(torch, options.dtype)).to(find_device(options.device))
-    size = _size(options.size) if options.size else None
-    named = {"steps": options.steps, "guidance": options.guidance, "size": size, "solver": options.solver}
+    pipeline = load(options.model, None if options.dtype == "stored" else getattr(torch, options.dtype)).to(device)
+    named = {"steps": options.steps, "guidance": options.guidance, "size": options.size, "solver": options.solver}
     changes = {name: value for name, value in named.items() if value is not None}
     settings = pipeline.config.sampling.replace(**changes)
     with bars() as progress:
-        bar = progress.add_task("sampling", total=None)
-        images = pipeline(
-            options.prompt,
-            options.n,
-            seed=options.seed,
-            negative=options.negative,
-            settings=settings,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+        show = shown(progress, "sampling")
+        images = pipeline(options.prompt, options.n, seed=options.seed, negative=options.negative, settings=settings, progress=show)
     for k, image in enumerate(images):
         path = options.out if options.n == 1 else options.out.with_stem(f"{options.out.stem}-{k}")
         save(image, path, _parameters(options, settings, options.seed + k))
@@ -253,15 +183,6 @@ def _enhanced(options: SampleOptions) -> str:
     return found.prompt
 
 
-def _size(words: str) -> int | tuple[int, int]:
-    """A side, or height and width, from "64" or "WIDTHxHEIGHT"."""
-    numbers = words.lower().split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise UserError(f"--size must be a side in pixels or WIDTHxHEIGHT, as in 64 or 64x48, got {words!r}")
-    width, height = int(numbers[0]), int(numbers[-1])
-    return width if len(numbers) == 1 else (height, width)
-
-
 def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
     """The text that the ecosystem's tools read from a PNG: what made this picture."""
     negative = f"\nNegative prompt: {options.negative}" if options.negative else ""
@@ -273,6 +194,13 @@ def _parameters(options: SampleOptions, settings: "Sampling", seed: int) -> str:
 
 
 def evaluate(options: EvalOptions) -> None:
+    if options.suite not in ("pairs", "rewards", "enhance"):
+        folder_of(options.model)
+    if options.suite == "students":
+        folder_of(options.teacher)
+    if options.suite == "images" and options.data is None:
+        raise UserError("the suite images needs a folder of images: --data DIR")
+
     from mezzotint.evals import images, students, subject, worlds
     from mezzotint.pipeline import find_device, load
 
@@ -282,11 +210,7 @@ def evaluate(options: EvalOptions) -> None:
     device = find_device(options.device)
     pipeline = load(options.model).to(device)
     with bars() as progress:
-        bar = progress.add_task("evaluation", total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
+        show = shown(progress, "evaluation")
         if options.suite == "worlds":
             result = worlds.evaluate(pipeline, worlds.Protocol(options.prompts), progress=show)
         elif options.suite == "students":
@@ -298,8 +222,6 @@ def evaluate(options: EvalOptions) -> None:
         else:
             from mezzotint.data.folder import FolderConfig
 
-            if options.data is None:
-                raise UserError("the suite images needs a folder of images: --data DIR")
             source = FolderConfig(path=str(options.data), size=pipeline.config.sampling.side).build()
             result = images.evaluate(pipeline, source, progress=show)
     _show_result(result, options.json)
@@ -336,11 +258,13 @@ def runs(options: RunsOptions) -> None:
     from mezzotint.train.runs import compare, describe, found, prune
 
     paths = {(run := describe(path, options.folder)).name: (path, run) for path in found(options.folder)}
-    for name in options.compare:
+    named = {str(path.resolve()): name for name, (path, _) in paths.items()}
+    wanted = [named.get(str(Path(name).resolve()), name) for name in options.compare]
+    for name in wanted:
         if name not in paths:
             raise unknown("run", name, paths)
-    chosen = {name: paths[name] for name in options.compare or paths}
-    differences = compare([path for path, _ in chosen.values()]) if options.compare else {}
+    chosen = {name: paths[name] for name in wanted or paths}
+    differences = compare([path for path, _ in chosen.values()]) if wanted else {}
     if options.prune and options.yes:
         for path, run in chosen.values():
             if run.finished:
@@ -379,6 +303,8 @@ def average(options: AverageOptions) -> None:
     from mezzotint.train.average import FOLDER, reconstruct
     from mezzotint.weights.files import read_json
 
+    if not (options.run / "config.json").is_file():
+        raise UserError(f"no run at {options.run}: expected config.json there")
     folder = options.run / FOLDER / "student"
     tensors, distance = reconstruct(folder, options.length, options.step)
     pipeline = PipelineConfig.from_data(read_json(options.run / "config.json")["pipeline"]).build()
@@ -420,9 +346,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
         raise unknown("recipe", options.recipe, [*RECIPES, *PRESETS])
     if options.gpu not in DEVICES:
         raise unknown("gpu", options.gpu, DEVICES)
-    if options.gpus < 1:
-        raise UserError(f"--gpus must be at least 1, got {options.gpus}")
-    if options.context < 1 or options.gpus % options.context:
+    if options.gpus % options.context:
         raise UserError(f"--context must divide --gpus ({options.gpus}), got {options.context}")
     config = RECIPES[options.recipe](options.size) if options.recipe in RECIPES else published(options.recipe)
     if options.method:
@@ -430,12 +354,18 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
         if options.method not in methods:
             raise unknown("method", options.method, methods)
         config.method = methods[options.method]()
-    config = _with_fields(config, rest, f"plan {options.recipe}")
+    config = words.with_run_fields(config, rest, f"plan {options.recipe}")
     device = DEVICES[options.gpu]
     if options.price is not None:
         device = replace(device, price=options.price)
     setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.context, options.offload)
-    result, changes = planned(config, setup, device), advice(config, setup, device)
+    with bars() as progress:
+        show = shown(progress, "planning")
+        show(0, 2)
+        result = planned(config, setup, device)
+        show(1, 2)
+        changes = advice(config, setup, device)
+        show(2, 2)
     stages = by_stage(config, setup, device) if config.stages else []
     if options.json:
         tried = [{"change": c.words, **vars(c.plan)} for c in changes]
@@ -473,6 +403,8 @@ def import_(options: ImportOptions) -> None:
 
 
 def export(options: ExportOptions) -> None:
+    folder_of(options.model)
+
     from mezzotint.exchange import write_diffusers, write_single_file
     from mezzotint.pipeline import load
 
@@ -485,10 +417,19 @@ def _print_result(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measure", "value")
+    table = Table("measure", "value", box=None)
     for name, value in _dotted_data(result):
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        if not name.startswith("protocol."):
+            table.add_row(name, _value(value))
     Console().print(table)
+    if protocol := result.get("protocol"):
+        print("protocol:", ", ".join(f"{name} {value}" for name, value in _dotted_data(protocol)))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def data(name: str) -> Callable[..., None]:
@@ -533,59 +474,49 @@ VERBS: dict[str, tuple[Any, Callable[..., None]]] = {
     "data snapshot": (DataSnapshotOptions, data("snapshot")),
 }
 OPEN = ("train", "plan", "data curate")  # verbs that take fields of a recipe beside their own options
+LASTING = (*(f"data {name}" for name in ("curate", "ingest", "dedup", "caption", "cache")), "speedrun", "lifecycle", "train")  # that go on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0 done or stopped by a deadline, 1 a run that broke, 2 a user's mistake, 130 stopped by hand."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    length = 2 if given[:1] == ["data"] else 1  # the verbs of the data engine are two words
+    if given[length - 1 : length] in ([], ["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
+    name = " ".join(given[:length])
     try:
-        return _verb(words)
-    except UserError as error:
-        return _say(f"error: {error}", 2)
+        _verb(name, given[length:])
+    except Ending as end:
+        return _say(end.told, end.code)
     except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from the last checkpoint", 130)
+        return _say("stopped; the same command goes on from where it last saved" if name in LASTING else "stopped", 130)
     except OSError as error:
         return _say(f"error: {error.filename or 'the system'}: {error.strerror or error}", 2)
+    return 0
 
 
-def _verb(words: list[str]) -> int:
-    if words[0] == "--version":
+def _verb(name: str, arguments: list[str]) -> None:
+    if name == "--version":
         from mezzotint import __version__
 
         print(f"mezzotint {__version__}")
-        return 0
-    length = 2 if words[0] == "data" else 1
-    name, arguments = " ".join(words[:length]), words[length:]
+        return
     if name not in VERBS:
         raise unknown("verb", name, VERBS)
-    options, function = VERBS[name]
-    if name in OPEN:
-        parsed, rest = tyro.cli(options, args=arguments, prog=f"mezzotint {name}", return_unknown_args=True)
-        return _run(lambda: function(parsed, rest))
-    parsed = tyro.cli(options, args=arguments, prog=f"mezzotint {name}")
-    return _run(lambda: function(parsed))
-
-
-def _run(function: Callable[[], None]) -> int:
-    from mezzotint.train.guard import BadStepError
-    from mezzotint.train.parallel import leave, report
-    from mezzotint.train.stop import Stopped
-
+    kind, function = VERBS[name]
+    options, rest = words.options(kind, arguments, name, name in OPEN)
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
-        function()
-    except Stopped as error:
-        leave()
-        return _say(f"{error}; everything is saved, the same command goes on from there", 130 if error.by_hand else 0)
-    except BadStepError as error:
-        report(error)
-        return _say(f"error: {error}", 1)
+        function(options, *([rest] if name in OPEN else []))
     except Exception as error:
-        report(error)
+        if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun asks which rank was the first to fail
+            from mezzotint.train.parallel import report
+
+            report(error)
+        if is_memory(error):
+            raise UserError(f"this needs more memory than there is: {str(error).splitlines()[0]}; ask for less at once") from error
         raise
-    return 0
 
 
 def _say(message: str, code: int) -> int:

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import tyro
-
+from mezzotint.bars import Show, shown
 from mezzotint.codecs import Identity
 from mezzotint.curation import caption as captions
 from mezzotint.curation import dedup as duplicates
@@ -22,6 +21,7 @@ from mezzotint.data.table import Table, is_table
 from mezzotint.errors import UserError, unknown
 from mezzotint.pipeline import load
 from mezzotint.recipes import curation as recipes
+from mezzotint.words import with_fields
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -157,9 +157,7 @@ def snapshot(options: "DataSnapshotOptions", progress: "Progress") -> None:
 def _recipe(name: str, words: Sequence[str]) -> Curation:
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    recipe = RECIPES[name]()
-    conf = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(recipe), default=recipe, args=words, config=conf, prog=f"mezzotint data curate --recipe {name}")
+    return with_fields(RECIPES[name](), words, f"data curate --recipe {name}")
 
 
 def _ingested(source: str, out: Path, progress: "Progress") -> Table:
@@ -179,13 +177,11 @@ class _Bars:
     """A bar for each part of the work, which appears when it begins."""
 
     def __init__(self, progress: "Progress") -> None:
-        self.progress, self.tasks = progress, dict[str, Any]()
+        self.progress, self.parts = progress, dict[str, Show]()
 
-    def __call__(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.named(name, done, total)
+    def __call__(self, name: str) -> Show:
+        return self.parts.setdefault(name, shown(self.progress, name))
 
     def named(self, name: str, done: int, total: int | None) -> None:
         """So much of a part is done."""
-        if name not in self.tasks:
-            self.tasks[name] = self.progress.add_task(name, total=total)
-        self.progress.update(self.tasks[name], completed=done, total=total)
+        self(name)(done, total)

@@ -6,11 +6,21 @@ from difflib import get_close_matches
 SHOWN = 40  # names that an error lists
 
 
-class UserError(Exception):
-    """A mistake that its reader can mend: the message is one line that says what is wrong and what to do.
+class Ending(Exception):
+    """An end that is no defect of ours. The command line says it in one line, without a traceback, and exits with its code."""
 
-    The command line prints the message without a traceback and exits with code 2.
-    """
+    code = 1
+
+    @property
+    def told(self) -> str:
+        """The line."""
+        return f"error: {self}"
+
+
+class UserError(Ending):
+    """A mistake that its reader can mend: the message is one line that says what is wrong and what to do."""
+
+    code = 2
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -20,3 +30,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:SHOWN])}{more}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error is the end of memory. torch has a class for that of a GPU, and for that of the CPU only words."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

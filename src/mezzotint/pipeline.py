@@ -39,13 +39,13 @@ from mezzotint.flow.path import (
 from mezzotint.flow.solvers import SOLVERS, Denoise, Step, randn_like
 from mezzotint.flow.time import flux_ratio, grid
 from mezzotint.models import Cond, DenoiserConfig, DiTConfig
+from mezzotint.places import CONFIG_FILE, folder_of
 from mezzotint.text import ByteEncoderConfig, TextConfig
 from mezzotint.weights.files import read_file, read_json
 from mezzotint.weights.names import put
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-CONFIG_FILE, WEIGHTS_FILE = "pipeline.json", "model.safetensors"
-STARTER = Path(__file__).parent / "starter"
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass
@@ -381,19 +381,6 @@ def find_device(name: DeviceName = "auto", number: int = 0) -> torch.device:
     if number >= there:
         raise UserError(f"GPU number {number} was asked for, and torch finds {there} here; start fewer processes, or choose the device cpu")
     return torch.device("cuda", number)
-
-
-def folder_of(source: Path | str) -> Path:
-    """The folder of a pipeline that `load` knows by this name. UserError where there is none."""
-    if str(source) == "starter":
-        return STARTER
-    folder = Path(source)
-    for candidate in (folder, folder / "export"):
-        if (candidate / CONFIG_FILE).is_file():
-            return candidate
-    if not folder.exists():
-        raise UserError(f"no pipeline at {folder}: the folder does not exist (a packaged one is called 'starter')")
-    raise UserError(f"no pipeline in {folder}: expected {CONFIG_FILE} there or in its folder 'export'")
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -12,7 +12,7 @@ from ranks import START, killed_run
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mezzotint.cli import _fields, _with_fields, main
+from mezzotint.cli import main
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import Worlds, WorldsConfig
@@ -30,6 +30,7 @@ from mezzotint.train.plan import Setup, by_stage, plan
 from mezzotint.train.stages import StageConfig, become, changed
 from mezzotint.train.stop import Stopped
 from mezzotint.train.trainer import RunConfig, Trainer
+from mezzotint.words import run_fields, with_run_fields
 
 Make = Callable[..., RunConfig]
 SMALL = {
@@ -223,14 +224,14 @@ def test_stages_are_set_by_name() -> None:
         "--stages.1.optim.lr",
         "1e-4",
     ]
-    made = _with_fields(config, words, "train tiny.curriculum")
+    made = with_run_fields(config, words, "train tiny.curriculum")
     assert [stage.steps for stage in made.stages] == [40, 5]
     assert made.stages[0].changes == config.stages[0].changes | {"data.size": 32}
     assert made.stages[1].changes == {"optim.lr": 1e-4}
     assert made.train.steps == 100
     assert RunConfig.from_data(json.loads(json.dumps(made.to_data()))) == made
     assert {("stages.0.steps", 40), ("stages.1.optim.lr", 1e-4), ("train.steps", 100)} <= {
-        (name, value) for name, value in _fields(made) if isinstance(value, int | float)
+        (name, value) for name, value in run_fields(made) if isinstance(value, int | float)
     }
 
 

@@ -22,7 +22,8 @@ from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.solvers import randn_like
-from mezzotint.pipeline import WEIGHTS_FILE, Pipeline, Sampling, folder_of, load
+from mezzotint.pipeline import WEIGHTS_FILE, Pipeline, Sampling, load
+from mezzotint.places import folder_of
 
 SHARD = 256
 DETERMINISTIC = ("euler", "heun", "edm", "dpmpp_2m", "unipc")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mezzotint import config
 from mezzotint.data.batch import Batch
-from mezzotint.errors import UserError
+from mezzotint.errors import Ending, UserError, is_memory
 from mezzotint.methods.method import Metrics, Role, Turn
 
 MOST_HELD = 16  # updates held back in a row, with the policy "skip", before that is an error
@@ -43,7 +43,7 @@ class GuardConfig(config.Config, kind="guard"):
     window: int = 128
 
 
-class BadStepError(Exception):
+class BadStepError(Ending):
     """A loss or gradient that ends the run. The message names the module, the time and the sample."""
 
 
@@ -172,8 +172,7 @@ def enough_memory(changes: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # The CPU's allocator has no error class of its own.
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+        if not is_memory(error):
             raise
         less = "; ".join([*changes, "smaller pictures or a smaller model"])
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import UserError
-from mezzotint.pipeline import CONFIG_FILE
+from mezzotint.places import CONFIG_FILE
 from mezzotint.train import checkpoint
 from mezzotint.train.log import read
 

@@ -5,8 +5,10 @@ import time
 from types import FrameType
 from typing import Self
 
+from mezzotint.errors import Ending
 
-class Stopped(Exception):
+
+class Stopped(Ending):
     """A run was asked to stop. Everything is saved; the same command goes on from there.
 
     by_hand: whether a person asked, by Ctrl-C, and not the machine's scheduler or a deadline.
@@ -14,7 +16,11 @@ class Stopped(Exception):
 
     def __init__(self, message: str, by_hand: bool = True) -> None:
         super().__init__(message)
-        self.by_hand = by_hand
+        self.by_hand, self.code = by_hand, 130 if by_hand else 0
+
+    @property
+    def told(self) -> str:
+        return f"{self}; everything is saved, the same command goes on from there"
 
 
 class StopRequest:
