@@ -323,10 +323,14 @@ def test_weights_keep_the_precision_of_their_files(tmp_path: Path) -> None:
 def test_the_command_line_imports_samples_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peers.saved("sd1.5", tmp_path / "theirs")
     ours, back, single = (str(tmp_path / x) for x in ("ours", "back", "single.safetensors"))
+    capsys.readouterr()
     assert main(["import", str(tmp_path / "theirs"), "--out", ours]) == 0
     assert main(["sample", PROMPT, "--model", ours, "--size", "24x16", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
     assert Image.open(tmp_path / "x.png").size == (24, 16)
     assert main(["export", ours, "--to", "diffusers", "--out", back]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"pipeline: {ours}", str(tmp_path / "x.png"), back]
+    assert [line.split()[0] for line in said.err.splitlines()] == ["sampling"], "bars and notes of transformers are not ours"
     assert torch.equal(picture(read_diffusers(tmp_path / "back")), picture(load(ours)))
     assert main(["export", ours, "--to", "single-file", "--out", single]) == 0
     assert main(["import", single, "--base", ours, "--out", str(tmp_path / "again")]) == 0

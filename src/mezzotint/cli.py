@@ -5,7 +5,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -506,9 +507,9 @@ def _verb(name: str, arguments: list[str]) -> None:
         raise unknown("verb", name, VERBS)
     kind, function = VERBS[name]
     options, rest = words.options(kind, arguments, name, name in OPEN)
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     try:
-        function(options, *([rest] if name in OPEN else []))
+        with _notes():
+            function(options, *([rest] if name in OPEN else []))
     except Exception as error:
         if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun asks which rank was the first to fail
             from mezzotint.train.parallel import report
@@ -517,6 +518,17 @@ def _verb(name: str, arguments: list[str]) -> None:
         if is_memory(error):
             raise UserError(f"this needs more memory than there is: {str(error).splitlines()[0]}; ask for less at once") from error
         raise
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings in one line, without the place in the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _say(message: str, code: int) -> int:

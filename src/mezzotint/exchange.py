@@ -22,7 +22,7 @@ from mezzotint.models import ClassDiTConfig, DenoiserConfig
 from mezzotint.pipeline import DiscretePath, LinearPath, PathConfig, Pipeline, PipelineConfig, Sampling
 from mezzotint.text import Classes, ClassesConfig, PublishedConfig, TextConfig, TextEncoder
 from mezzotint.text.published import FAMILIES as TEXTS
-from mezzotint.text.published import Encoder, Published
+from mezzotint.text.published import Encoder, Published, quiet
 from mezzotint.weights.configs import Architecture, of_ours, of_theirs
 from mezzotint.weights.files import SHARD, Part, read_file, read_folder, read_json, write_folder
 from mezzotint.weights.names import Names, Renamed, stream
@@ -232,7 +232,8 @@ def _write_text(text: TextEncoder, family: Family, folder: Path) -> Data:
             index[part + suffix] = [None, None]
             if isinstance(encoder, Encoder):
                 value = getattr(encoder, thing)
-                value.save_pretrained(folder / (part + suffix))
+                with quiet():
+                    value.save_pretrained(folder / (part + suffix))
                 index[part + suffix] = ["transformers", type(value).__name__]
     return index
 

@@ -8,6 +8,7 @@ import peers
 import pytest
 import torch
 from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mezzotint.errors import UserError
@@ -154,6 +155,20 @@ def test_a_language_model_gives_fuse_dit_keys_and_values(tmp_path: Path) -> None
     assert cond.states_mask.sum(1).tolist() == [len("<a_red_star"), len("<circle")]
     alone = keys_and_values(model, ids, torch.ones_like(ids, dtype=torch.bool))
     assert torch.allclose(cond.states[1:, :, cond.states_mask[1]], alone, atol=1e-5)
+
+
+def test_an_encoder_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = peers.clip(projected=False)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    text = PublishedConfig((EncoderConfig(),)).at([(str(tmp_path), str(tmp_path))])
+    text.build()
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("final_layer_norm.bias"))
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 weights of a text encoder: .*final_layer_norm\.bias"):
+        text.build()
 
 
 def sampled(text: PublishedConfig, denoiser: DenoiserConfig, folder: Path) -> Pipeline:

@@ -19,7 +19,7 @@ import torch
 
 from mezzotint.errors import UserError
 from mezzotint.text.chat import ChatError, Server
-from mezzotint.text.published import pretrained
+from mezzotint.text.published import network, pretrained
 from mezzotint.text.writer import ByteWriter, load_writer, writer_folder
 
 KEY = "MEZZOTINT_ENHANCE_KEY"  # variable of the environment
@@ -147,8 +147,7 @@ class LanguageModel:
 
         self.seconds = seconds
         self.tokenizer: Any = pretrained(transformers.AutoTokenizer, place, "language model")
-        model = pretrained(transformers.AutoModelForCausalLM, place, "language model", use_safetensors=True, dtype="auto")
-        self.model: Any = model.to(device).eval()
+        self.model: Any = network(transformers.AutoModelForCausalLM, place, "language model").to(device)
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> str:

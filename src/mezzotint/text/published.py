@@ -11,7 +11,8 @@ B batch, L tokens, D width.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -124,7 +125,8 @@ class Tokenizer:
 
     def store(self, folder: Path) -> None:
         """Write what there is."""
-        self.tokenizer.save_pretrained(folder)
+        with quiet():
+            self.tokenizer.save_pretrained(folder)
 
     def read(self, prompts: Sequence[str]) -> "Said":
         """What is said of B prompts."""
@@ -134,7 +136,9 @@ class Tokenizer:
 
     def tokens(self, texts: Sequence[str], length: int) -> Any:
         """input_ids and attention_mask (B, length) of texts; what is longer is cut, with a warning."""
-        for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
+        with quiet():  # which warns of what is cut below
+            whole = self.tokenizer(texts).input_ids
+        for text, ids in zip(texts, whole, strict=True):
             if len(ids) > length:
                 warnings.warn(f"prompt cut from {len(ids)} to {length} tokens: {text[:60]!r}...", stacklevel=2)
         return self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -151,11 +155,12 @@ class Encoder(Tokenizer):
         clip = heads.get(config.pooled, transformers.CLIPTextModel)
         model: Any = {"clip": clip, "t5": transformers.T5EncoderModel, "llm": transformers.AutoModel}[config.family]
         with torch.device("cpu"):
-            self.model: Any = pretrained(model, config.weights, use_safetensors=True, dtype="auto").requires_grad_(False).eval()
+            self.model: Any = network(model, config.weights)
 
     def store(self, folder: Path) -> None:
         super().store(folder)
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
 
     def read(self, prompts: Sequence[str]) -> "Said":
         if self.config.lower:
@@ -238,10 +243,35 @@ def pretrained(kind: Any, place: str, what: str = "text encoder", **options: Any
         owner, name, subfolder = place.split("/", 2)
         place, options["subfolder"] = f"{owner}/{name}", subfolder
     try:
-        return kind.from_pretrained(place, **options)
+        with quiet():
+            return kind.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"cannot read a {what} from {place} ({reason}); only safetensors and tokenizer files are read") from error
+
+
+def network(kind: Any, place: str, what: str = "text encoder") -> Any:
+    """A frozen model of transformers, as `pretrained` reads it. UserError for files without some of its weights, which would be noise."""
+    model, told = pretrained(kind, place, what, use_safetensors=True, dtype="auto", output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(f"{place} lacks {len(missing)} weights of a {what}: {', '.join(missing)}")
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its bars, and without its notes: what matters in them is an error of ours."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Published(TextEncoder):
