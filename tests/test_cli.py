@@ -66,6 +66,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "tiny.worlds", "--train.stpes", "3"], "unknown field of tiny.worlds 'train.stpes'; did you mean 'train.steps'?"),
         (["sample", "a star", "--model", "nowhere"], "no pipeline at nowhere: the folder does not exist"),
         (["train", "tiny.images", "--data", "nowhere"], "nowhere"),
+        (["train", "tiny.images"], "tiny.images trains on pictures of your own: --data DIR"),
         (["eval", "nowhere"], "no pipeline at nowhere"),
         (["sample"], "Missing from mezzotint sample: PROMPT"),
         (["sample", "a star", "--stpes", "3"], "unknown option of sample '--stpes'; did you mean '--steps'?"),

@@ -1,6 +1,7 @@
 """The only sampling path: what a picture depends on, saving and loading."""
 
 import json
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -105,6 +106,14 @@ def test_wrong_settings_are_named(pipeline: Pipeline) -> None:
         pipeline("a star", solver="eulr")
     with pytest.raises(UserError, match="multiple of 8"):
         pipeline("a star", size=30)
+    for wrong, message in (
+        ({"steps": 0}, "steps of sampling must be at least 1, got 0"),
+        ({"guidance": math.nan}, "must be finite, got nan"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pipeline("a star", **wrong)
+    with pytest.raises(ValueError, match="must ask for a picture, got 1 prompts and n = 0"):
+        pipeline("a star", 0)
     with pytest.raises(ValueError, match="2 seeds for 3 pictures"):
         pipeline(PROMPTS, seed=[1, 2])
 

@@ -99,7 +99,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
         folder_of(options.init)
 
     from mezzotint.data.batch import Stored
-    from mezzotint.data.folder import Folder
+    from mezzotint.data.folder import Folder, FolderConfig
     from mezzotint.data.mixture import MixtureConfig, found
     from mezzotint.data.rows import TableConfig
     from mezzotint.data.survey import write_bad
@@ -121,6 +121,8 @@ def train(options: TrainOptions, rest: list[str]) -> None:
         print("\n".join(f"{name} = {value!r}" for name, value in words.run_fields(config)))
         return
     config = words.with_run_fields(config, rest, f"train {options.recipe}")
+    if isinstance(config.data, FolderConfig) and not config.data.path:
+        raise UserError(f"{options.recipe} trains on pictures of your own: --data DIR")
     folder = options.out or Path("runs") / options.recipe
     if isinstance(config.data, TableConfig | MixtureConfig):
         config.data = config.data.pinned(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-SHOWN = 40  # names that an error lists
+MOST_KNOWN, MOST_LISTED = 40, 12  # names that an error lists: all recipes, and not all weights of a network
 
 
 class Ending(Exception):
@@ -27,9 +27,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist; it names the nearest one that does."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.4)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:SHOWN])}{more}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {listed(names, MOST_KNOWN)}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
+    """Names as an error lists them: the first ones, and how many more there are."""
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
 
 
 def is_memory(error: BaseException) -> bool:

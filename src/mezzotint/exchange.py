@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mezzotint.config import Data, inside
-from mezzotint.errors import UserError, unknown
+from mezzotint.errors import UserError, listed, unknown
 from mezzotint.flow.path import Prediction
 from mezzotint.models import ClassDiTConfig, DenoiserConfig
 from mezzotint.pipeline import DiscretePath, LinearPath, PathConfig, Pipeline, PipelineConfig, Sampling
@@ -110,6 +110,7 @@ def read_diffusers(folder: Path) -> Pipeline:
         raise unknown("class of pipeline", name, FAMILIES)
     family = FAMILIES[name]
     described = {part: read_json(folder / part / "config.json") for part in (family.network, "vae")}
+    stored = {part: read_folder(folder / part, WEIGHTS) for part in described}  # or an error, before anything that takes time
     architectures = {part: of_theirs(data) for part, data in described.items()}
     denoiser, codec = (architectures[part].read(described[part]) for part in (family.network, "vae"))
     path, prediction, shift = _read_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
@@ -125,7 +126,7 @@ def read_diffusers(folder: Path) -> Pipeline:
     with torch.device("meta"):
         pipeline = config.build()
     for part, net in ((family.network, pipeline.denoiser), ("vae", pipeline.codec)):
-        tensors = read_folder(folder / part, WEIGHTS)
+        tensors = stored[part]
         _fill(net, tensors, tensors.meta(), architectures[part].names_in(net.config, tensors), folder / part)
     return pipeline.eval()
 
@@ -285,7 +286,7 @@ def read_single_file(file: Path, base: Pipeline) -> list[str]:
     prefixes = dict(NETWORKS) if any(name.startswith(tuple(NETWORKS.values())) for name in tensors) else {"denoiser": ""}
     known = (*prefixes.values(), *TEXT_PARTS, *SCHEDULE_PARTS)
     if left := [name for name in tensors if not name.startswith(known)]:
-        raise UserError(f"{file} holds {len(left)} tensors of no known part: {', '.join(left)}")
+        raise UserError(f"{file} holds {len(left)} tensors of no known part: {listed(left)}")
     for part, prefix in prefixes.items():
         net, inner = getattr(base, part), Part(tensors, prefix)
         if len(inner):

@@ -289,10 +289,13 @@ class Pipeline(nn.Module):
         negative: what guidance steps away from, instead of the null condition.
         settings, changes: the pipeline's own `Sampling`, another one, and changes to its fields (``steps=8``).
         progress(done, total) is called after every step of every batch.
+        UserError for settings out of their range, ValueError where no picture is asked for.
         """
         settings = self._settings(settings, changes)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         asked = [prompt for prompt in prompts for _ in range(n)]
+        if not asked:
+            raise ValueError(f"prompts and n must ask for a picture, got {len(prompts)} prompts and n = {n}")
         seeds = list(range(seed, seed + len(asked))) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(asked):
             raise ValueError(f"seed must be one number or one per picture: {len(seeds)} seeds for {len(asked)} pictures")
@@ -324,6 +327,11 @@ class Pipeline(nn.Module):
             self.grid(settings.shape)
         except ValueError as error:
             raise UserError(f"this model cannot draw that size: {error}") from error
+        for name, value in (("steps", settings.steps), ("batch", settings.batch)):
+            if value < 1:
+                raise UserError(f"{name} of sampling must be at least 1, got {value}")
+        if not math.isfinite(settings.guidance):
+            raise UserError(f"guidance of sampling must be finite, got {settings.guidance}")
         return settings
 
     def save(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:

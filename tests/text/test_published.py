@@ -171,6 +171,14 @@ def test_an_encoder_without_some_of_its_weights_is_refused(tmp_path: Path) -> No
         text.build()
 
 
+def test_an_encoder_that_is_gone_is_not_looked_for_on_a_hub(tmp_path: Path) -> None:
+    config = FAMILIES["sd1.5"].at([("text/0", "text/0")])
+    with pytest.raises(UserError, match="has lost its folder text/0"):
+        config.found_in(tmp_path)
+    (tmp_path / "text" / "0").mkdir(parents=True)
+    assert config.found_in(tmp_path).encoders[0].weights == str(tmp_path / "text" / "0")
+
+
 def sampled(text: PublishedConfig, denoiser: DenoiserConfig, folder: Path) -> Pipeline:
     """A pipeline that draws what it is told, and the same when it was saved and loaded."""
     torch.manual_seed(0)

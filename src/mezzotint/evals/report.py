@@ -150,10 +150,12 @@ def _stages(stages: list[Stage]) -> str:
     if not stages:
         return ""
     cards = "\n".join(_card(stage) for stage in stages)
+    loss = '<span class="line raw"></span>loss <span class="line smooth"></span>its running mean'
+    held = '<span class="line held"></span>held-out loss'
+    key = "\n".join([loss] * any(stage.curve for stage in stages) + [held] * any(stage.held_out_curve for stage in stages))
     return f"""<section>
 <h2>Training</h2>
-<p class="key"><span class="line raw"></span>loss <span class="line smooth"></span>its running mean
-<span class="line held"></span>held-out loss</p>
+<p class="key">{key}</p>
 <div class="cards">
 {cards}
 </div>
@@ -346,7 +348,8 @@ def _pictures(stages: list[Stage], prompts: list[str]) -> str:
         heading = escape(prompt) if prompt else '<span class="soft">no prompt</span>'
         figures = "\n".join(_figure(stage, index, prompt, room) for stage in stages)
         rows.append(f'<h3 class="prompt">{heading}</h3>\n<div class="row">\n{figures}\n</div>')
-    return "<section>\n<h2>The same prompts and seeds at every stage</h2>\n" + "\n".join(rows) + "\n</section>"
+    title = "Pictures" if len(stages) == 1 else "The same prompts and seeds at every stage"
+    return f"<section>\n<h2>{title}</h2>\n" + "\n".join(rows) + "\n</section>"
 
 
 def _figure(stage: Stage, index: int, prompt: str, room: int) -> str:
@@ -405,7 +408,8 @@ th code, .soft { color: var(--soft) }
 .alarm { color: var(--alarm); font-weight: 600 }
 .key { color: var(--soft); font-size: .87em; margin: 0 0 .75rem }
 .line { display: inline-block; width: 1.5em; height: 0; margin: 0 .4em 0 1.2em; border-top: 2px solid var(--train); vertical-align: .3em }
-.line.raw { opacity: .35; margin-left: 0 }
+.line.raw { opacity: .35 }
+.line:first-child { margin-left: 0 }
 .line.held { border-color: var(--held) }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem }
 article { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem; min-width: 0 }

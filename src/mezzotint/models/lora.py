@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint import config
+from mezzotint.errors import listed
 
 LEAF = re.compile(r"\.(lora_[AB]\.weight|alpha|lora_magnitude_vector)$")
 # What turns the condition into shifts, scales and gates, or tokens over to experts.
@@ -73,7 +74,7 @@ def load(module: nn.Module, state: Mapping[str, Tensor], name: str = "default") 
         parts.setdefault(layer, {})[key[len(layer) + 1 :]] = x
     known, dora = layers(module), any("lora_magnitude_vector" in part for part in parts.values())
     if wrong := [layer for layer, part in parts.items() if layer not in known or not _fits(part, known[layer].weight, dora)]:
-        raise ValueError(f"{len(wrong)} layers of the adapter are not the network's, or of another size: {', '.join(wrong)}")
+        raise ValueError(f"{len(wrong)} layers of the adapter are not the network's, or of another size: {listed(wrong)}")
     ranks = {layer: len(part["lora_A.weight"]) for layer, part in parts.items()}
     _inject(module, adapter_config(ranks, {layer: float(part["alpha"]) for layer, part in parts.items()}, dora), name)
     with torch.no_grad():
@@ -172,7 +173,7 @@ def _targets(module: nn.Module, targets: tuple[str, ...]) -> list[str]:
         return [name for name in linear if not CONDITION.fullmatch(name)]
     for pattern in targets:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise ValueError(f"targets must be names of layers with * for anything; {pattern!r} fits none of {', '.join(known)}")
+            raise ValueError(f"targets must be names of layers with * for anything; {pattern!r} fits none of {listed(known)}")
     return [name for name in known if any(fnmatchcase(name, pattern) for pattern in targets)]
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mezzotint import config
-from mezzotint.errors import UserError
+from mezzotint.errors import UserError, listed
 from mezzotint.models.cond import Cond
 from mezzotint.text.encoder import TextConfig, TextEncoder
 from mezzotint.text.layers import keys_and_values
@@ -98,7 +98,10 @@ class PublishedConfig(TextConfig, kind="published"):
         """Its places are folders inside `folder`, or it is a UserError."""
 
         def found(place: str) -> str:
-            return str(config.inside(folder, place)) if place else ""
+            inside = config.inside(folder, place)
+            if not inside.is_dir():  # what is no folder would be looked for on a hub
+                raise UserError(f"{folder} has lost its folder {place}, a text encoder; put it back, or import the model again")
+            return str(inside) if place else ""
 
         return self.at([(found(e.weights), found(e.tokenizer)) for e in self.encoders])
 
@@ -254,7 +257,7 @@ def network(kind: Any, place: str, what: str = "text encoder") -> Any:
     """A frozen model of transformers, as `pretrained` reads it. UserError for files without some of its weights, which would be noise."""
     model, told = pretrained(kind, place, what, use_safetensors=True, dtype="auto", output_loading_info=True)
     if missing := sorted(told["missing_keys"]):
-        raise UserError(f"{place} lacks {len(missing)} weights of a {what}: {', '.join(missing)}")
+        raise UserError(f"{place} lacks {len(missing)} weights of a {what}: {listed(missing)}")
     return model.requires_grad_(False).eval()
 
 

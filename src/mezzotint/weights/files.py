@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mezzotint.config import inside
-from mezzotint.errors import UserError
+from mezzotint.errors import UserError, listed
 
 SHARD = 10 * 10**9  # bytes; diffusers' own
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -35,7 +35,7 @@ class Stored(Mapping[str, Tensor]):
         for path in dict.fromkeys(self._files.values()):
             held = set(self._at(path).keys())
             if absent := [name for name, file in self._files.items() if file == path and name not in held]:
-                raise UserError(f"{path} does not hold what its index says: {', '.join(absent)}")
+                raise UserError(f"{path} does not hold what its index says: {listed(absent)}")
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._at(self._files[name]).get_tensor(name)

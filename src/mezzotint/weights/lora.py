@@ -38,6 +38,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mezzotint.errors import listed
 from mezzotint.models.flux import FluxConfig
 from mezzotint.models.hidream import HiDreamConfig
 from mezzotint.models.lora import adapter_config, layers
@@ -160,7 +161,7 @@ def dialect_of(keys: Iterable[str]) -> Dialect:
     found = [dialect for dialect, prefixes in PREFIXES.items() if any(key.startswith(prefixes) for key in keys)]
     if len(found) != 1:
         known = ", ".join(f"{prefix}..." for prefixes in PREFIXES.values() for prefix in prefixes)
-        raise ValueError(f"the keys of an adapter must begin in one way of {known}; got {', '.join(keys)}")
+        raise ValueError(f"the keys of an adapter must begin in one way of {known}; got {listed(keys)}")
     return found[0]
 
 
@@ -274,7 +275,7 @@ def _parsed(tensors: Mapping[str, Tensor], alpha: Alpha) -> Adapters:
             left.append(key)
     left += [layer for layer, part in parts.items() if not {"A", "B"} <= part.keys()]
     if left:
-        raise ValueError(f"{len(left)} keys belong to no pair of a LoRA: {', '.join(left)}")
+        raise ValueError(f"{len(left)} keys belong to no pair of a LoRA: {listed(left)}")
     adapters = {}
     for layer, part in parts.items():
         told = float(part["alpha"]) if "alpha" in part else alpha(layer, len(part["A"]))
@@ -287,9 +288,9 @@ def _carried(given: Adapters, moves: Sequence[Move], sizes: Shapes, side: Side) 
     """The adapters of one side as those of the other. ValueError that lists what fits nothing or has another size."""
     known = {layer for move in moves for layer in getattr(move, side)}
     if left := [layer for layer in given if layer not in known]:
-        raise ValueError(f"{len(left)} layers of the adapter fit nothing in this network: {', '.join(left)}")
+        raise ValueError(f"{len(left)} layers of the adapter fit nothing in this network: {listed(left)}")
     if wrong := [layer for layer, pair in given.items() if not _fits(pair, sizes[layer])]:
-        raise ValueError(f"{len(wrong)} layers of the adapter have another size than the network's: {', '.join(wrong)}")
+        raise ValueError(f"{len(wrong)} layers of the adapter have another size than the network's: {listed(wrong)}")
     given = {layer: replace(pair, A=pair.A.reshape(-1, *sizes[layer][1:])) for layer, pair in given.items()}
     carried: Adapters = {}
     for move in moves:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mezzotint.errors import listed
+
 Side = Literal["ours", "theirs"]
 Axis = Literal["rows", "columns"]
 OTHER: dict[Side, Side] = {"ours": "theirs", "theirs": "ours"}
@@ -255,7 +257,7 @@ def _check_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Non
     shapes = {name: (tuple(given[name].shape), tuple(own[name].shape)) for name in own}
     wrong = [f"{name} is {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
     if wrong:
-        raise ValueError(f"{len(wrong)} weights have another shape: {', '.join(wrong)}")
+        raise ValueError(f"{len(wrong)} weights have another shape: {listed(wrong)}")
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -269,6 +271,6 @@ def _numbered(name: str, numbers: Sequence[str]) -> str:
 
 
 def _complain(left: Sequence[str], missing: Sequence[str]) -> None:
-    parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in (("left over", left), ("missing", missing)) if names]
+    parts = [f"{len(names)} {what}: {listed(names)}" for what, names in (("left over", left), ("missing", missing)) if names]
     if parts:
         raise ValueError(f"the weights do not fit this architecture; {'; '.join(parts)}")
