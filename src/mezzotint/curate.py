@@ -50,7 +50,7 @@ def curate(options: "DataCurateOptions", rest: Sequence[str], progress: "Progres
     else:
         table = _ingested(options.source, options.out, progress)
     for lacking in recipe.skipped():
-        progress.console.print(f"left out: {lacking}")
+        progress.console.print(f"left out: {lacking}", soft_wrap=True)
     bars = _Bars(progress)
     with table.locked():
         table = run_recipe(table, recipe, options.engine, options.workers, bars.named)
@@ -59,8 +59,11 @@ def curate(options: "DataCurateOptions", rest: Sequence[str], progress: "Progres
             print(f"{reason:16} {count:>9,}")
     _draw(table, options.report, 0)
     rows = table.read(["verdict", "media"]).to_pylist()
-    if any(row["media"] == "image" for row in rows if not row["verdict"]):  # no model learns clips yet
+    left = {row["media"] for row in rows if not row["verdict"]}
+    if "image" in left:  # no model learns clips yet
         print(f"train: mezzotint train tiny.images --data {table.path}")
+    elif not left:
+        print(f"nothing is left to train on; take another --recipe than {options.recipe}, or other thresholds, which measure nothing again")
 
 
 def ingest(options: "DataIngestOptions", progress: "Progress") -> None:
@@ -161,9 +164,16 @@ def _recipe(name: str, words: Sequence[str]) -> Curation:
 
 
 def _ingested(source: str, out: Path, progress: "Progress") -> Table:
-    bars = _Bars(progress)
-    table, told = read_source(source, out, progress=lambda what, count: bars.named(what, count, None))
-    progress.console.print(str(told))
+    bars, counted = _Bars(progress), dict[str, int]()
+
+    def show(what: str, count: int) -> None:
+        counted[what] = count
+        bars.named(what, count, None)
+
+    table, told = read_source(source, out, progress=show)
+    for what, count in counted.items():  # how many there are is known in the end
+        bars.named(what, count, count)
+    progress.console.print(str(told), soft_wrap=True)
     return table
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest import mock
@@ -40,9 +40,7 @@ def options(kind: type[T], words: Sequence[str], verb: str, more: bool = False) 
 
 def with_fields(config: T, words: Sequence[str], what: str) -> T:
     """A configuration with fields set by words such as ``--train.steps 100``. UserError for one that it does not have."""
-    from mezzotint.train.stages import dotted
-
-    known = dict(dotted(config))
+    known = set(_names(config))
     for name in filter(None, map(_name, words)):
         if name not in known and name != "help":
             raise unknown(f"field of {what.split()[-1]}", name, known)
@@ -73,6 +71,16 @@ def run_fields(config: "RunConfig") -> Iterable[tuple[str, Any]]:
     yield from ((name, value) for name, value in dotted(config) if name != "stages")
     for number, stage in enumerate(config.stages):
         yield from ((f"stages.{number}.{name}", value) for name, value in {"steps": stage.steps, **stage.changes}.items())
+
+
+def _names(config: Any) -> Iterable[str]:
+    """The dotted names of all fields, those of dataclasses in a row by their numbers: cuts.0.least."""
+    from mezzotint.train.stages import dotted
+
+    for name, value in dotted(config):
+        yield name
+        for number, each in enumerate(value if isinstance(value, tuple) else ()):
+            yield from (f"{name}.{number}.{inner}" for inner in (_names(each) if is_dataclass(each) else ()))
 
 
 def _by_stage(words: Sequence[str]) -> tuple[list[str], dict[int, list[str]]]:

@@ -79,6 +79,8 @@ def opened(path: Path) -> Any:
     """A safetensors file, its header read. UserError where it is none."""
     if path.suffix in PICKLES:
         raise UserError(f"{path} is a pickle, and reading one runs any code that is in it; look for a .safetensors file of the same model")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
