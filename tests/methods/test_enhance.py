@@ -20,6 +20,7 @@ from mezzotint.evals import enhance
 from mezzotint.methods.enhance import Captions, Enhance, EnhanceConfig, shorter
 from mezzotint.methods.enhance_grpo import EnhanceGRPO, Written
 from mezzotint.methods.method import MethodConfig
+from mezzotint.methods.policy import advantages
 from mezzotint.pipeline import Pipeline
 from mezzotint.text.enhance import Trained
 from mezzotint.text.writer import BREAK, END, ByteWriter, ByteWriterConfig, load_writer, read
@@ -233,6 +234,26 @@ def test_the_gradient_is_the_policy_gradient(pipeline: Pipeline, writer: ByteWri
     density = (method._writer("writer").log_prob(batch.tokens) * batch.written).sum(1) / batch.written.sum(1)
     expected = torch.autograd.grad(-(batch.advantage * density).mean(), weights)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_loss_off_its_policy(pipeline: Pipeline, writer: ByteWriter, tmp_path: Path) -> None:
+    writer.save(tmp_path)
+    method = GRPO.replace(start=str(tmp_path), clip=0.02, kl=0.5).build(pipeline)
+    batch = rollout(method)
+    assert torch.allclose(advantages((batch.kept + batch.said) / 2, batch.prompts), batch.advantage)
+    with torch.no_grad():
+        for parameter in method._writer("writer").parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    weights = list(method._writer("writer").parameters())
+    now, first = (method._writer(name).log_prob(batch.tokens) for name in ("writer", "reference"))
+    ratio, q, a = (now - batch.log_prob).exp(), (first.detach() - now).exp(), batch.advantage[:, None]
+    of_bytes = torch.maximum(-a * ratio, -a * ratio.clamp(0.98, 1.02)) + 0.5 * (q - q.log() - 1)
+    expected = ((of_bytes * batch.written).sum(1) / batch.written.sum(1)).mean()
+    loss, metrics = method.loss(batch, TURN, 0)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert 0 < float(metrics["clipped"].mean()) < 1
+    pairs = zip(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs), "the divergence has a gradient, and it goes to the writer"
 
 
 def test_settings_that_cannot_be_are_refused(pipeline: Pipeline) -> None:

@@ -239,7 +239,7 @@ NETWORKS: dict[str, DenoiserConfig] = {
 SETTINGS = [("dit", "pixels", "adapter"), ("dit", "latents", "all"), ("mmdit", "pixels", "all"), ("mmdit", "latents", "adapter")]
 SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
 TECHNIQUES: dict[str, tuple[MethodConfig, WorldsConfig]] = {
-    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, window=1, updates=1), WorldsConfig(size=16)),
+    "flow_grpo": (FlowGRPOConfig(goal=BRIGHT, group=2, steps=3, window=1, updates=1), WorldsConfig(size=16)),
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WorldsConfig(size=16)),
     "dpo": (DPOConfig(draws=2, steps=2, goal=BRIGHT, anchor=1.0), WorldsConfig(size=16)),
     "dreambooth": (DreamBoothConfig(class_prompt=subject.CLASS, pictures=2), WorldsConfig(size=16, split="subject")),
