@@ -167,8 +167,28 @@ def test_the_suite_counts_what_is_kept_and_what_is_said(
     assert result["kept"] == len(kept) / 40
     assert result["said"] == pytest.approx(sum(3 / parse(text).open for text in kept) / len(kept))
     assert result["distinct"] == len(set(short)) / 40
+    assert "asked" not in result, "nothing to draw with"
     monkeypatch.setattr(enhance, "source", lambda place: None)
     assert main(["eval", "http://localhost:1", "--suite", "enhance"]) == 2
+
+
+def test_the_suite_draws_short_enhanced_and_long_captions_from_one_noise(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A pipeline that draws what a long caption says, and of others a scene that has nothing to do with them.
+    short, long = (WorldsConfig(seed=7, long_every=every).build().batch(0, 6).prompts for every in (0, 1))
+    scenes, other, seeds = WorldsConfig(seed=7).build().batch(0, 6).images, WorldsConfig(seed=8).build().batch(0, 6).images, list[int]()
+
+    def draws(prompts: Sequence[str], seed: int) -> torch.Tensor:
+        seeds.append(seed)
+        return scenes if list(prompts) == long else torch.cat([scenes[:2], other[2:]])
+
+    monkeypatch.setattr(pipeline, "forward", draws)
+    enhanced = [f"{text}, on a white background" for text in short[:2]] + short[2:]
+    result = enhance.drawn(pipeline, short, enhanced, long)
+    assert result["asked"]["long"] == result["told"]["long"] == 1
+    assert result["asked"]["short"] == result["told"]["short"] == result["asked"]["enhanced"]
+    assert 1 / 3 <= result["asked"]["short"] < 1
+    assert result["told"]["enhanced"] <= result["asked"]["enhanced"]
+    assert len(set(seeds)) == 1
 
 
 # Next bytes

@@ -21,7 +21,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
 from mezzotint.flow.time import shift
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
-from mezzotint.methods.teacher import follow
+from mezzotint.methods.teacher import follow, teacher_of
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
 
@@ -31,7 +31,8 @@ class ConsistencyConfig(MethodConfig, kind="consistency"):
     """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights.
 
     shift: of the grid and the segments towards noise (`flow.time.shift`); a student of several segments samples with the same. What is
-    decided in a short range of times is then left to several steps instead of one.
+    decided in a short range of times is then left to several steps instead of one. huber: c of the distance. teacher: see
+    `methods.teacher`.
     """
 
     guidance: float = 2.5
@@ -40,6 +41,7 @@ class ConsistencyConfig(MethodConfig, kind="consistency"):
     shift: float = 1.0
     decay: float = 0.95
     huber: float = 0.03
+    teacher: str = ""
 
     def build(self, pipeline: Pipeline) -> "Consistency":
         return Consistency(self, pipeline)
@@ -54,7 +56,7 @@ class Consistency(Method):
         self.config = config
         self.roles = {
             "student": Role(pipeline, averaged=True),
-            "teacher": Role(copy.deepcopy(pipeline), trained=False),
+            "teacher": Role(teacher_of(pipeline, config.teacher), trained=False),
             "target": Role(copy.deepcopy(pipeline), trained=False),
         }
 

@@ -15,11 +15,11 @@ HEAD = 32  # channels of an attention head
 
 def enhance(size: SizeName = "s") -> RunConfig:
     """Long captions from short ones, by next bytes. Expected: minutes on two cores; not yet run."""
-    config = continued(size, share=0.3, lr=2e-3)
+    config = continued(size, share=0.14, lr=4e-3)
     width = SIZES[size].text
     config.data = WorldsConfig(size=config.data.size, long_every=1, seed=9)
     config.method = EnhanceConfig(ByteWriterConfig(width=width, depth=SIZES[size].depth, heads=width // HEAD))
-    config.train = config.train.replace(batch=32, preview_prompts=(), evaluate=config.train.steps)
+    config.train = config.train.replace(batch=16, preview_prompts=(), evaluate=config.train.steps)
     return config
 
 
