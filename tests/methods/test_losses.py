@@ -24,7 +24,7 @@ from mezzotint.methods import adversarial, ladd, reflow
 from mezzotint.methods.add import ADDConfig
 from mezzotint.methods.consistency import ConsistencyConfig, pseudo_huber
 from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
-from mezzotint.methods.denoise import DenoiseConfig, levelled
+from mezzotint.methods.denoise import DenoiseConfig, levelled, roughness
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.methods.flow_grpo import FlowGRPOConfig, Transition
@@ -96,6 +96,11 @@ def test_the_level_and_the_detail_weigh_the_loss(pipeline: Pipeline) -> None:
     loss, metrics = DenoiseConfig(level=0.9).build(pipeline).loss(grey(0.1), STUDENT, 0)
     assert float(loss.detach()) == pytest.approx(float((levelled(metrics["t"], 0.9) * metrics["loss"]).mean()), rel=1e-6)
     assert float(loss.detach()) < 0.9 * float(metrics["loss"].mean())
+    method, error = DenoiseConfig(detail=3.0).build(pipeline), torch.rand(3, 8, 8)
+    put(method, student=lambda x, t, cond: leads_to(0.1)(x, t, cond) + error)
+    loss, metrics = method.loss(grey(0.1), STUDENT, 0)
+    assert metrics["loss"].tolist() == pytest.approx([float(error.square().mean())] * 8, rel=1e-3)
+    assert float(loss.detach()) == pytest.approx(float(error.square().mean() + 3 * roughness(error[None])), rel=1e-3)
 
 
 # DMD
@@ -255,6 +260,7 @@ def test_guidance_distillation_learns_the_guided_velocity_at_its_scale(pipeline:
 
     put(method, teacher=guided_to(0.4, 1.0), student=student)
     loss, metrics = method.loss(grey(0.0), STUDENT, 0)
+    assert 1 <= scales[0].min() < scales[0].max() <= 4
     assert torch.allclose(metrics["loss"], (0.3 + scales[0] * 0.1).square(), rtol=1e-4)
     assert float(loss.detach()) == pytest.approx(float((levelled(metrics["t"], 0.9) * metrics["loss"]).mean()), rel=1e-5)
 
@@ -322,6 +328,15 @@ def test_scm_moves_the_student_along_its_normalised_tangent(pipeline: Pipeline) 
     assert metrics["tangent"].tolist() == pytest.approx([size] * 8, rel=1e-3)
     assert float(loss.detach()) == pytest.approx((size / (size + 0.1)) ** 2, rel=1e-3)
     assert slopes(loss, theta) == [pytest.approx(-2 * size / (size + 0.1) * by_velocity, rel=1e-3)], "towards the teacher"
+    sizes = []
+    for step in (0, 1, 5):
+        torch.manual_seed(0)
+        method = SCMConfig(guidance=1.0, warmup=2, times=HALF).build(pipeline)
+        put(method, student=lambda x, t, cond: x, teacher=lambda x, t, cond: x)  # whose paths are no straight lines
+        sizes.append(method.loss(grey(0.0), STUDENT, step)[1]["tangent"])
+    assert sizes[1].min() > 0.01, "at r = 1 it is more than that difference, which is zero here"
+    assert torch.allclose(sizes[0], sizes[1] / 2)
+    assert torch.equal(sizes[2], sizes[1])
 
 
 def test_the_loss_of_consistency_distillation_in_numbers(pipeline: Pipeline) -> None:

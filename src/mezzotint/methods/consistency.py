@@ -2,7 +2,7 @@
 
 With f(x, t) = x - t v(x, t), which satisfies f(x, 0) = x by itself, and two neighbouring times s < t of a grid:
 
-    x_s = one teacher step, guided, from x_t;    L = E d(f(x_t, t), sg f_avg(x_s, s)),    f_avg(x_0, 0) = x_0
+    x_s = one teacher step, guided, from x_t;    L = E d(f(x_t, t), sg f_avg(x_s, s))
 
 Where we differ: the target's weights are the student's moving average that the Trainer keeps no matter what; `segments`
 splits [0, 1] as multistep consistency models do (Heek et al. 2024), so that a student of `segments` calls is only asked
@@ -70,8 +70,7 @@ class Consistency(Method):
         x_t = interpolate(x0, torch.randn_like(x0), t)
         with torch.no_grad():
             x_s = self._teacher_step(batch.prompts, x_t, t, s)
-            jump = self._to_end(self.pipeline("target"), batch.prompts, x_s, s, end)
-            target = torch.where(like(s == end, x0), x_s, jump)
+            target = self._to_end(self.pipeline("target"), batch.prompts, x_s, s, end)
         difference = self._to_end(self.student, batch.prompts, x_t, t, end) - target
         # A jump of length t - end scales its error with it: measured as a velocity, all jumps weigh alike.
         loss = pseudo_huber(difference / like(t - end, x0), config.huber)

@@ -129,7 +129,7 @@ class ByteWriter(nn.Module):
         """Texts that go on from B short ones, as `texts` gives them; one that would become too long has no end.
 
         temperature: 0 takes the likeliest byte, otherwise torch's global generator draws. steady: call the network `length` - 1 times
-        whatever is written, as ranks that share its weights must. ValueError as in `texts`.
+        whatever is written, as ranks that share its weights must; on one byte, once all texts have ended. ValueError as in `texts`.
         """
         given, unknown = self.texts(short, [""] * len(short))
         tokens = F.pad(given, (0, self.config.length - given.shape[1]))
@@ -144,8 +144,10 @@ class ByteWriter(nn.Module):
             written[:, place] = own
             done = done | (own & (byte == END))
             start = place
-            if done.all() and not steady:
+            if done.all():
                 written[:, place + 1 :] = False
+                for _ in range(place + 1, self.config.length if steady else 0):
+                    self(tokens[:1, :1])
                 break
         most = int(written.any(0).nonzero().max()) + 1
         return tokens[:, :most], written[:, :most]
