@@ -185,6 +185,7 @@ def test_a_trivial_reward_rises_and_is_logged(run_config: Callable[..., RunConfi
     assert lines[0]["reward"] == pytest.approx(lines[0]["held_out_reward"])
     assert {"diversity", "kl", "ratio", "ratio_off", "clipped", "telling", "failed"} <= lines[0].keys()
     assert all(line["failed"] == 0 for line in lines)
+    assert ">alarm<" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_settings_that_cannot_be_are_refused(pipeline: Pipeline) -> None:

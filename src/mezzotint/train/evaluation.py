@@ -39,6 +39,8 @@ class EvaluationConfig(config.Config, kind="evaluation"):
     def __post_init__(self) -> None:
         if self.patience and not self.best:
             raise ValueError("patience needs a number to wait for: evaluation.best must not be empty")
+        if self.suite == "subject" and self.pictures < 2:
+            raise ValueError(f"pictures must be at least 2 for the suite subject, which says how much they differ, got {self.pictures}")
 
     def compared_with(self, init: str) -> str:
         """The teacher of a run that starts from `init`, for `pipeline.load`; "" for other suites. UserError where there is none."""
