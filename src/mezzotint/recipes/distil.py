@@ -1,4 +1,4 @@
-"""Students of few steps, each started from its teacher (``--init``). What is not said to have reached a score has not been run to its end."""
+"""Students of few steps, each started from its teacher (``--init``). Those that reached nothing yet have not been run to their end."""
 
 from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
@@ -32,7 +32,7 @@ def student(size: SizeName, share: float, lr: float, method: MethodConfig, patie
 
 
 def guidance_distill(size: SizeName = "s") -> RunConfig:
-    """A student that is told the guidance scale; it draws as its teacher, with half the work. Reached: judge 0.79 in 8 calls, as its teacher."""
+    """A student that is told the guidance scale; it draws as its teacher, with half the work. Reached: judge 0.79 in 8, as it."""
     return student(size, 0.1, 5e-4, GuidanceDistillConfig(largest=4.0, level=0.3, times=TimeDensity(mean=1.2, uniform=0.1)))
 
 
