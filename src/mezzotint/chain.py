@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -166,22 +165,8 @@ def _stage(part: Part, images: Tensor) -> Stage:
         curve=[(line["step"], line[trained]) for line in log if trained in line],
         held_out_curve=[(line["step"], line["held_out"]) for line in log if of_student and "held_out" in line],  # it is the student's
         images=[png_bytes(image) for image in images],
-        notes={"training": f"{_seconds(log):.0f} s", "method": part.config.method.kind, **dict(_rewarded(log))},
+        notes={"training": f"{_seconds(log):.0f} s", "method": part.config.method.kind, **rewards.told(log)},
     )
-
-
-def _rewarded(log: Sequence[Result]) -> Iterator[tuple[str, str]]:
-    """What became of rewards: means over the first and the last lines, and the step at which the run began to deceive its reward."""
-    lines = [line for line in log if "reward" in line and "held_out_reward" in line]
-    window = min(rewards.WINDOW, -(-len(lines) // 2))
-    if not lines:
-        return
-    for name, title in (("reward", "reward"), ("held_out_reward", "held-out reward"), ("kl", "divergence")):
-        if all(name in line for line in lines):
-            first, last = (mean(line[name] for line in some) for some in (lines[:window], lines[-window:]))
-            yield title, f"{first:.3g} to {last:.3g}"
-    step = rewards.alarm(lines)
-    yield "alarm", "none" if step is None else f"step {step}"
 
 
 def _seconds(log: Sequence[Result]) -> float:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -353,7 +354,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
         raise UserError(f"--context must divide --gpus ({options.gpus}), got {options.context}")
     config = RECIPES[options.recipe](options.size) if options.recipe in RECIPES else published(options.recipe)
     if options.method:
-        methods = {kind: made for kind, made in Config.kinds.items() if issubclass(made, MethodConfig)}
+        methods = {kind: made for kind, made in Config.kinds.items() if issubclass(made, MethodConfig) and not isabstract(made)}
         if options.method not in methods:
             raise unknown("method", options.method, methods)
         config.method = methods[options.method]()

@@ -53,6 +53,15 @@ def test_what_a_diary_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "at least 16 steps, got 0" in capsys.readouterr().err
 
 
+def test_what_a_report_says_of_rewards() -> None:
+    said = rewards.told([*diary(0.5, -0.5), {"step": 40, "held_out": 0.1}])
+    assert list(said) == ["reward", "held-out reward", "divergence", "alarm"]
+    assert said["divergence"] == "0.0875 to 0.887"
+    assert said["alarm"] == f"step {rewards.alarm(diary(0.5, -0.5))}"
+    assert rewards.told(diary(0.5, 0.5))["alarm"] == rewards.told(diary(0.5, -0.5)[:3])["alarm"] == "none"
+    assert rewards.told([{"loss": 0.1}]) == {}
+
+
 def test_the_subject_is_what_the_judge_knows_and_training_does_not() -> None:
     scenes = [known.subject(k) for k in range(known.PICTURES)]
     images = render(scenes, 32)

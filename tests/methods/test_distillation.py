@@ -24,8 +24,10 @@ from mezzotint.flow.rate import exact_rate, quotient_rate
 from mezzotint.flow.time import TimeDensity, grid
 from mezzotint.methods.add import ADDConfig
 from mezzotint.methods.adversarial import Heads, hinge
+from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.denoise import flow_error
+from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig, guided_by
 from mezzotint.methods.ladd import LADDConfig
 from mezzotint.methods.lcm import LCMConfig
@@ -40,7 +42,7 @@ from mezzotint.models import Cond, DenoiserConfig, DiTConfig, FluxConfig, MMDiTC
 from mezzotint.models.denoiser import tell
 from mezzotint.models.embed import TimeEmbedding
 from mezzotint.models.lora import LoRAConfig
-from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling
+from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, PipelineConfig, Sampling, load
 from mezzotint.text import ByteEncoderConfig
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.stop import Stopped
@@ -420,6 +422,13 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny: PipelineConfig, tmp_path: 
     assert teacher_of(student, str(tmp_path / "like")).config.denoiser == student.config.denoiser
     with pytest.raises(UserError, match="predicts the data, and the student the velocity; start the student from its teacher"):
         teacher_of(replace(tiny, denoiser=tiny.denoiser.replace(prediction="velocity")).build(), str(tmp_path / "like"))
+    other = replace(tiny, denoiser=tiny.denoiser.replace(prediction="velocity")).build()
+    for config in (ProgressiveConfig, ConsistencyConfig, LCMConfig, SCMConfig, DMDConfig, LADDConfig, ADDConfig):
+        with pytest.raises(UserError, match="predicts the data, and the student the velocity"):
+            config(teacher=str(tmp_path / "like")).build(other)
+    critic = DMDConfig(teacher=str(tmp_path / "like")).build(student).roles["critic"].module
+    assert all(p.requires_grad for p in critic.parameters())
+    assert torch.equal(critic.denoiser.head.weight, load(str(tmp_path / "like")).denoiser.head.weight)  # type: ignore[union-attr]
     with pytest.raises(UserError, match="latents of another codec than the student's"):
         teacher_of(replace(tiny, codec=CODEC).build(), str(tmp_path / "like"))
     with pytest.raises(UserError, match="another path"):

@@ -20,6 +20,7 @@ from mezzotint.evals import enhance
 from mezzotint.methods.enhance import Captions, Enhance, EnhanceConfig, shorter
 from mezzotint.methods.enhance_grpo import EnhanceGRPO, Written
 from mezzotint.methods.method import MethodConfig
+from mezzotint.methods.policy import advantages
 from mezzotint.pipeline import Pipeline
 from mezzotint.text.enhance import Trained
 from mezzotint.text.writer import BREAK, END, ByteWriter, ByteWriterConfig, load_writer, read
@@ -166,8 +167,28 @@ def test_the_suite_counts_what_is_kept_and_what_is_said(
     assert result["kept"] == len(kept) / 40
     assert result["said"] == pytest.approx(sum(3 / parse(text).open for text in kept) / len(kept))
     assert result["distinct"] == len(set(short)) / 40
+    assert "asked" not in result, "nothing to draw with"
     monkeypatch.setattr(enhance, "source", lambda place: None)
     assert main(["eval", "http://localhost:1", "--suite", "enhance"]) == 2
+
+
+def test_the_suite_draws_short_enhanced_and_long_captions_from_one_noise(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A pipeline that draws what a long caption says, and of others a scene that has nothing to do with them.
+    short, long = (WorldsConfig(seed=7, long_every=every).build().batch(0, 6).prompts for every in (0, 1))
+    scenes, other, seeds = WorldsConfig(seed=7).build().batch(0, 6).images, WorldsConfig(seed=8).build().batch(0, 6).images, list[int]()
+
+    def draws(prompts: Sequence[str], seed: int) -> torch.Tensor:
+        seeds.append(seed)
+        return scenes if list(prompts) == long else torch.cat([scenes[:2], other[2:]])
+
+    monkeypatch.setattr(pipeline, "forward", draws)
+    enhanced = [f"{text}, on a white background" for text in short[:2]] + short[2:]
+    result = enhance.drawn(pipeline, short, enhanced, long)
+    assert result["asked"]["long"] == result["told"]["long"] == 1
+    assert result["asked"]["short"] == result["told"]["short"] == result["asked"]["enhanced"]
+    assert 1 / 3 <= result["asked"]["short"] < 1
+    assert result["told"]["enhanced"] <= result["asked"]["enhanced"]
+    assert len(set(seeds)) == 1
 
 
 # Next bytes
@@ -233,6 +254,26 @@ def test_the_gradient_is_the_policy_gradient(pipeline: Pipeline, writer: ByteWri
     density = (method._writer("writer").log_prob(batch.tokens) * batch.written).sum(1) / batch.written.sum(1)
     expected = torch.autograd.grad(-(batch.advantage * density).mean(), weights)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_loss_off_its_policy(pipeline: Pipeline, writer: ByteWriter, tmp_path: Path) -> None:
+    writer.save(tmp_path)
+    method = GRPO.replace(start=str(tmp_path), clip=0.02, kl=0.5).build(pipeline)
+    batch = rollout(method)
+    assert torch.allclose(advantages((batch.kept + batch.said) / 2, batch.prompts), batch.advantage)
+    with torch.no_grad():
+        for parameter in method._writer("writer").parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    weights = list(method._writer("writer").parameters())
+    now, first = (method._writer(name).log_prob(batch.tokens) for name in ("writer", "reference"))
+    ratio, q, a = (now - batch.log_prob).exp(), (first.detach() - now).exp(), batch.advantage[:, None]
+    of_bytes = torch.maximum(-a * ratio, -a * ratio.clamp(0.98, 1.02)) + 0.5 * (q - q.log() - 1)
+    expected = ((of_bytes * batch.written).sum(1) / batch.written.sum(1)).mean()
+    loss, metrics = method.loss(batch, TURN, 0)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert 0 < float(metrics["clipped"].mean()) < 1
+    pairs = zip(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs), "the divergence has a gradient, and it goes to the writer"
 
 
 def test_settings_that_cannot_be_are_refused(pipeline: Pipeline) -> None:

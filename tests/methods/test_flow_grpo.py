@@ -14,7 +14,8 @@ from torch import Tensor
 from mezzotint.data.batch import Loader
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.flow.solvers import constant, euler, grpo, kl, log_prob, transition
-from mezzotint.methods.flow_grpo import FlowGRPO, FlowGRPOConfig, Transition, advantages, policy_loss, within_window
+from mezzotint.methods.flow_grpo import FlowGRPO, FlowGRPOConfig, Transition, within_window
+from mezzotint.methods.policy import advantages, policy_loss
 from mezzotint.pipeline import Pipeline
 from mezzotint.rewards import GoalConfig
 from mezzotint.train.log import read
@@ -23,7 +24,7 @@ from mezzotint.train.trainer import RunConfig, Trainer
 TURN = ("student",)
 
 
-TINY = FlowGRPOConfig(BRIGHT, group=4, steps=4)
+TINY = FlowGRPOConfig(goal=BRIGHT, group=4, steps=4)
 
 
 def rollout(method: FlowGRPO, step: int = 0, size: int = 2, position: int = 0, rank: int = 0, world: int = 1) -> list[Transition]:
@@ -83,8 +84,9 @@ def test_advantages_are_of_groups_by_prompt() -> None:
 def test_the_clipped_loss_and_its_gradient() -> None:
     ratio = torch.tensor([1.0, 1.3, 1.3, 0.7, 0.7], requires_grad=True)
     advantage = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0])
-    loss = policy_loss(ratio, advantage, clip=0.2)
-    assert loss.tolist() == pytest.approx([-2.0, -1.2, 1.3, -0.7, 0.8])
+    divergence = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0])
+    loss = policy_loss(ratio, advantage, divergence, TINY.replace(clip=0.2, kl=0.25))
+    assert loss.tolist() == pytest.approx([-2.0, -1.2, 1.3, -0.7, 0.8 + 0.5])
     (gradient,) = torch.autograd.grad(loss.sum(), ratio)
     # Beyond the range, what would push further out is cut, and what pulls back is not.
     assert gradient.tolist()[1:] == [0.0, 1.0, -1.0, 0.0]
@@ -183,6 +185,7 @@ def test_a_trivial_reward_rises_and_is_logged(run_config: Callable[..., RunConfi
     assert lines[0]["reward"] == pytest.approx(lines[0]["held_out_reward"])
     assert {"diversity", "kl", "ratio", "ratio_off", "clipped", "telling", "failed"} <= lines[0].keys()
     assert all(line["failed"] == 0 for line in lines)
+    assert ">alarm<" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_settings_that_cannot_be_are_refused(pipeline: Pipeline) -> None:

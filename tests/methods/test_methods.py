@@ -63,7 +63,7 @@ METHODS: dict[str, tuple[MethodConfig, WorldsConfig]] = {
     "lcm": (LCMConfig(grid=50, skip=2), WORLDS),
     "consistency_training": (ConsistencyTrainingConfig(stage=3), WORLDS),
     "reward": (BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))), PAIRS),
-    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0), WORLDS),
+    "flow_grpo": (FlowGRPOConfig(goal=BRIGHT, group=2, steps=3, kl=100.0), WORLDS),
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WORLDS),
     "dreambooth": (DreamBoothConfig(class_prompt="a ring", pictures=4), WORLDS),
     "enhance": (EnhanceConfig(WRITER), WORLDS),

@@ -29,6 +29,7 @@ from mezzotint.pictures import save
 from mezzotint.pipeline import DiscretePath, LinearPath, Pipeline, Sampling
 from mezzotint.rewards import GoalConfig, JudgeConfig, RewardError
 from mezzotint.text import ByteEncoderConfig, PublishedConfig
+from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.log import read
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.stop import Stopped
@@ -131,7 +132,7 @@ def test_online_pairs_are_the_best_and_the_worst_of_a_prompt(pipeline: Pipeline)
     assert torch.equal(bright[1], pairs.reward.min(1).values)
     loss, metrics = method.loss(pairs, TURN, 0)
     assert float(loss.detach()) == pytest.approx(math.log(2), abs=1e-6)
-    assert {"accuracy", "winner", "loser", "reward", "held_out_reward", "ties"} <= metrics.keys()
+    assert {"accuracy", "winner", "loser", "reward", "held_out_reward", "ties", "diversity"} <= metrics.keys()
     with pytest.raises(ValueError, match="draws must be 0 or at least 2"):
         DPOConfig(draws=1).build(pipeline)
 
@@ -203,10 +204,18 @@ def test_a_subject_folder_with_a_broken_picture(pipeline: Pipeline, run_config: 
     (tmp_path / "subject" / "3.png").write_bytes(whole[: len(whole) // 2])
     config = run_config(DreamBoothConfig(class_prompt=subject.CLASS, pictures=2), steps=2)
     config.data = FolderConfig(path=str(tmp_path / "subject"), size=32, held_out=0.3, max_bad=0.3)
+    config.evaluation = EvaluationConfig("subject", every=1, pictures=2, best="")
     source = config.data.build()
     assert len(source.bad) == 1
     Trainer(config, tmp_path / "run", source).run()
-    assert all(math.isfinite(line["subject"]) for line in read(tmp_path / "run" / "metrics.jsonl") if "subject" in line)
+    lines = read(tmp_path / "run" / "metrics.jsonl")
+    assert all(math.isfinite(line["subject"]) for line in lines if "subject" in line)
+    found = [line["evaluation"] for line in lines if "evaluation" in line]
+    assert [set(each) >= {"fidelity", "likeness", "drift", "others"} for each in found] == [True, True]
+    with pytest.raises(ValueError, match="pictures must be at least 2 for the suite subject"):
+        EvaluationConfig("subject", pictures=1)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(name in page for name in ("fidelity", "drift", "others")), "what is gained beside what is forgotten"
 
 
 def test_textual_inversion_moves_one_word(run_config: Callable[..., RunConfig], pipeline: Pipeline, tmp_path: Path) -> None:
@@ -239,7 +248,7 @@ NETWORKS: dict[str, DenoiserConfig] = {
 SETTINGS = [("dit", "pixels", "adapter"), ("dit", "latents", "all"), ("mmdit", "pixels", "all"), ("mmdit", "latents", "adapter")]
 SETTINGS += [("unet", "pixels", "adapter"), ("unet", "latents", "all")]
 TECHNIQUES: dict[str, tuple[MethodConfig, WorldsConfig]] = {
-    "flow_grpo": (FlowGRPOConfig(BRIGHT, group=2, steps=3, window=1, updates=1), WorldsConfig(size=16)),
+    "flow_grpo": (FlowGRPOConfig(goal=BRIGHT, group=2, steps=3, window=1, updates=1), WorldsConfig(size=16)),
     "refl": (ReFLConfig(BRIGHT, steps=3, last=2), WorldsConfig(size=16)),
     "dpo": (DPOConfig(draws=2, steps=2, goal=BRIGHT, anchor=1.0), WorldsConfig(size=16)),
     "dreambooth": (DreamBoothConfig(class_prompt=subject.CLASS, pictures=2), WorldsConfig(size=16, split="subject")),

@@ -56,7 +56,7 @@ METHODS: dict[str, MethodConfig] = {
     "dpo": DPOConfig(),
     "consistency": ConsistencyConfig(),
     "dmd": DMDConfig(critic_turns=1),
-    "flow_grpo": FlowGRPOConfig(BRIGHT, group=2, steps=3, kl=100.0),
+    "flow_grpo": FlowGRPOConfig(goal=BRIGHT, group=2, steps=3, kl=100.0),
     "refl": ReFLConfig(BRIGHT, steps=3, last=2),
     "progressive": ProgressiveConfig(first=2, last=1, stage=1),
     "guidance_distill": GuidanceDistillConfig(),

@@ -2,7 +2,7 @@
 
 In: a folder of pictures with `pairs.jsonl` or `pairs.csv`, whose rows have the columns `winner` and `loser`, files of the folder by their
 paths in it, and `text`, the caption of both. Out: batches of squares cut from the middle, the losers as `Batch.rejected`, and the list of
-what could not be used.
+what could not be used. Pairs that lie in Parquet are `data.pair_shards`.
 How: every picture is decoded at the start, once. Those of small sets stay in memory; others are decoded again when they are asked for.
 Gotchas: pairs are held out by their captions, as reward models hold them out, so a picture under two captions can be on both sides. Pairs
 of identical pictures are kept: methods count them.
@@ -26,6 +26,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.data.decode import UnusableError, square
 from mezzotint.data.folder import CHUNK, squares
 from mezzotint.data.order import Stream, leading, split
+from mezzotint.data.pair_shards import PairShards, holds_pairs
 from mezzotint.data.rows import MEMORY, MOST_WORKERS, TableConfig, check
 from mezzotint.data.survey import Bad, Contents, Row, absence, is_utf8, listed, reasons, refusal, survey
 from mezzotint.errors import UserError
@@ -35,7 +36,7 @@ PAIRS = ("pairs.jsonl", "pairs.csv")
 
 @dataclass
 class PreferencesConfig(config.Config, kind="preferences"):
-    """A folder of preference pairs.
+    """A folder of preference pairs: a list of them and their pictures, or shards of Parquet.
 
     path: the folder. size: side of the square pictures, in pixels. held_out: share of the captions kept out of training, with their pairs.
     max_bad: the share of rows set aside above which the folder is refused. seed: of the order; the split does not depend on it.
@@ -47,8 +48,8 @@ class PreferencesConfig(config.Config, kind="preferences"):
     max_bad: float = 0.1
     seed: int = 0
 
-    def build(self) -> "Preferences":
-        return Preferences(self)
+    def build(self) -> "Preferences | PairShards":
+        return PairShards(self) if not is_listed(self.path) and holds_pairs(self.path) else Preferences(self)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Pair:
 
 def is_preferences(path: str | Path) -> bool:
     """Whether there is a folder of pairs at a path."""
+    return is_listed(path) or holds_pairs(path)
+
+
+def is_listed(path: str | Path) -> bool:
+    """Whether a folder has a list of pairs."""
     return any(os.path.isfile(os.path.join(path, name)) for name in PAIRS)
 
 

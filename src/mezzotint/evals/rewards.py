@@ -6,6 +6,7 @@ the reward goes on rising while what nobody rewards falls.
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ def alarm(lines: Sequence[Mapping[str, Any]], window: int = WINDOW) -> int | Non
             step: int = lines[end - 1]["step"]
             return step
     return None
+
+
+def told(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What became of a run's rewards, in words: means over the first and the last lines, and the alarm. Nothing where there are none."""
+    lines = [line for line in lines if "reward" in line and "held_out_reward" in line]
+    if not lines:
+        return {}
+    window, out = min(WINDOW, -(-len(lines) // 2)), {}
+    for name, title in (("reward", "reward"), ("held_out_reward", "held-out reward"), ("kl", "divergence")):
+        if all(name in line for line in lines):
+            first, last = (mean(line[name] for line in some) for some in (lines[:window], lines[-window:]))
+            out[title] = f"{first:.3g} to {last:.3g}"
+    step = alarm(lines)
+    return out | {"alarm": "none" if step is None else f"step {step}"}
 
 
 def _change(before: Sequence[float], after: Sequence[float]) -> float:

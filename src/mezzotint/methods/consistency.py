@@ -2,7 +2,7 @@
 
 With f(x, t) = x - t v(x, t), which satisfies f(x, 0) = x by itself, and two neighbouring times s < t of a grid:
 
-    x_s = one teacher step, guided, from x_t;    L = E d(f(x_t, t), sg f_avg(x_s, s)),    f_avg(x_0, 0) = x_0
+    x_s = one teacher step, guided, from x_t;    L = E d(f(x_t, t), sg f_avg(x_s, s))
 
 Where we differ: the target's weights are the student's moving average that the Trainer keeps no matter what; `segments`
 splits [0, 1] as multistep consistency models do (Heek et al. 2024), so that a student of `segments` calls is only asked
@@ -21,7 +21,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
 from mezzotint.flow.time import shift
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
-from mezzotint.methods.teacher import follow
+from mezzotint.methods.teacher import follow, teacher_of
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
 
@@ -31,7 +31,8 @@ class ConsistencyConfig(MethodConfig, kind="consistency"):
     """guidance: of the teacher. grid: teacher steps from 1 to 0, a multiple of segments. decay: of the target's weights.
 
     shift: of the grid and the segments towards noise (`flow.time.shift`); a student of several segments samples with the same. What is
-    decided in a short range of times is then left to several steps instead of one.
+    decided in a short range of times is then left to several steps instead of one. huber: c of the distance. teacher: see
+    `methods.teacher`.
     """
 
     guidance: float = 2.5
@@ -40,6 +41,7 @@ class ConsistencyConfig(MethodConfig, kind="consistency"):
     shift: float = 1.0
     decay: float = 0.95
     huber: float = 0.03
+    teacher: str = ""
 
     def build(self, pipeline: Pipeline) -> "Consistency":
         return Consistency(self, pipeline)
@@ -54,7 +56,7 @@ class Consistency(Method):
         self.config = config
         self.roles = {
             "student": Role(pipeline, averaged=True),
-            "teacher": Role(copy.deepcopy(pipeline), trained=False),
+            "teacher": Role(teacher_of(pipeline, config.teacher), trained=False),
             "target": Role(copy.deepcopy(pipeline), trained=False),
         }
 
@@ -68,8 +70,7 @@ class Consistency(Method):
         x_t = interpolate(x0, torch.randn_like(x0), t)
         with torch.no_grad():
             x_s = self._teacher_step(batch.prompts, x_t, t, s)
-            jump = self._to_end(self.pipeline("target"), batch.prompts, x_s, s, end)
-            target = torch.where(like(s == end, x0), x_s, jump)
+            target = self._to_end(self.pipeline("target"), batch.prompts, x_s, s, end)
         difference = self._to_end(self.student, batch.prompts, x_t, t, end) - target
         # A jump of length t - end scales its error with it: measured as a velocity, all jumps weigh alike.
         loss = pseudo_huber(difference / like(t - end, x0), config.huber)

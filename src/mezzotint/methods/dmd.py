@@ -22,6 +22,7 @@ from mezzotint.flow.path import from_velocity, interpolate, like
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error, levelled
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.teacher import teacher_of
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
 
@@ -30,7 +31,7 @@ from mezzotint.pipeline import Pipeline
 class DMDConfig(MethodConfig, kind="dmd"):
     """steps: network calls of the student, sampled with `consistency`. guidance: of the teacher. times: of renoising.
 
-    level: of the critic's loss, see `methods.denoise`.
+    level: of the critic's loss, see `methods.denoise`. teacher: see `methods.teacher`.
     """
 
     steps: int = 4
@@ -38,20 +39,21 @@ class DMDConfig(MethodConfig, kind="dmd"):
     critic_turns: int = 4
     level: float = 0.0
     times: TimeDensity = field(default_factory=lambda: TimeDensity(uniform=1.0))
+    teacher: str = ""
 
     def build(self, pipeline: Pipeline) -> "DMD":
         return DMD(self, pipeline)
 
 
 class DMD(Method):
-    """Roles: the student; its frozen teacher; a critic that denoises the student's samples."""
+    """Roles: the student; its frozen teacher; a critic that denoises the student's samples, the teacher at first."""
 
     def __init__(self, config: DMDConfig, pipeline: Pipeline) -> None:
-        self.config = config
+        self.config, teacher = config, teacher_of(pipeline, config.teacher)
         self.roles = {
             "student": Role(pipeline, averaged=True),
-            "teacher": Role(copy.deepcopy(pipeline), trained=False),
-            "critic": Role(copy.deepcopy(pipeline)),
+            "teacher": Role(teacher, trained=False),
+            "critic": Role(copy.deepcopy(teacher)),
         }
 
     def turns(self, step: int) -> Sequence[Turn]:

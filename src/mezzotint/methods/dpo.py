@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.errors import UserError
+from mezzotint.evals.distance import diversity
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
@@ -55,10 +56,12 @@ def dpo_loss(winner: Tensor, loser: Tensor, winner_ref: Tensor, loser_ref: Tenso
 
 @dataclass(kw_only=True)
 class Drawn(Batch):
-    """Pairs that the student drew. reward, held_out: (B, draws) of all pictures; a reward that failed is NaN."""
+    """Pairs that the student drew. reward, held_out: (B, draws) of all pictures; a reward that failed is NaN. diversity: of these, see
+    `evals.distance`."""
 
     reward: Tensor
     held_out: Tensor
+    diversity: float
 
 
 class DPO(Method):
@@ -92,7 +95,8 @@ class DPO(Method):
         pictures = images.unflatten(0, (n, draws))
         ids = [f"{name} drawn with seeds {seeds[row * draws : (row + 1) * draws]}" for row, name in enumerate(batch.ids)]
         winners, losers = pictures[rows, best.indices], pictures[rows, loser]
-        return Drawn(winners, batch.prompts, ids, losers, reward=reward, held_out=held_out)
+        spread = diversity(images, prompts)
+        return Drawn(winners, batch.prompts, ids, losers, reward=reward, held_out=held_out, diversity=spread)
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         if batch.rejected is None:
@@ -117,7 +121,7 @@ class DPO(Method):
         }
         if isinstance(batch, Drawn):
             metrics |= {"reward": batch.reward.nanmean().nan_to_num(), "held_out_reward": batch.held_out.nanmean().nan_to_num()}
-            metrics |= {"failed": batch.reward.isnan().float()}
+            metrics |= {"failed": batch.reward.isnan().float(), "diversity": torch.tensor(batch.diversity)}
         return (pair * (loss + self.config.anchor * winner)).mean(), metrics
 
     def _errors(self, pipeline: Pipeline, prompts: list[str], x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, ...]:

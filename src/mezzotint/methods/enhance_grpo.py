@@ -2,10 +2,10 @@
 
 Of each short caption x a group of long ones y is written and rated, r = (nothing lost + share of the open that is now said) / 2:
 
-    A = (r - mean_group) / (std_group + delta);    rho_i = p(y_i | x, y_<i) / p_old(y_i | x, y_<i)
-    L = E 1/n sum_i max(-A rho_i, -A clip(rho_i, 1 - clip, 1 + clip)) + kl (q_i - log q_i - 1),    q_i = p_ref / p
+    rho_i = p(y_i | x, y_<i) / p_old(y_i | x, y_<i);    q_i = p_ref(y_i | x, y_<i) / p(y_i | x, y_<i)
+    L = E 1/n sum_i max(-A rho_i, -A clip(rho_i)) + kl (q_i - log q_i - 1)
 
-Advantage and clipped loss are those of `methods.flow_grpo`: a byte is to a text what a step is to a picture.
+Advantage and clipped loss are those of `methods.policy`: a byte is to a text what a step is to a picture.
 
 Where we differ: a text that found no end within the writer's length counts with all its bytes.
 """
@@ -19,27 +19,24 @@ import torch
 from torch import Tensor
 
 from mezzotint.data.batch import Batch, Loader
-from mezzotint.methods.flow_grpo import advantages, policy_loss
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, Metrics, Role, Turn
+from mezzotint.methods.policy import PolicyConfig, advantages, grouped, policy_loss, told
 from mezzotint.pipeline import Pipeline
 from mezzotint.text.writer import ByteWriter, ByteWriterConfig, load_writer, read
 from mezzotint.worlds.caption import worth
 
 
 @dataclass
-class EnhanceGRPOConfig(MethodConfig, kind="enhance_grpo"):
-    """start: the writer to begin with, as a run of tiny.enhance has left it; none: a fresh `writer`, which has nothing to be rewarded for.
-
-    group: long captions of a short one. updates: optimizer steps for each. clip: how far a ratio counts. kl: weight of the divergence from
-    the first weights. temperature: of the writing, above 0.
+class EnhanceGRPOConfig(PolicyConfig, kind="enhance_grpo"):
+    """group, updates, clip, kl: see `methods.policy`. start: the writer to begin with, as a run of tiny.enhance has left it; none: a fresh
+    `writer`, which has nothing to be rewarded for. temperature: of the writing, above 0.
     """
 
-    start: str = ""
-    writer: ByteWriterConfig = field(default_factory=ByteWriterConfig)
     group: int = 8
-    updates: int = 2
     clip: float = 0.2
     kl: float = 0.02
+    start: str = ""
+    writer: ByteWriterConfig = field(default_factory=ByteWriterConfig)
     temperature: float = 1.0
 
     def build(self, pipeline: Pipeline) -> "EnhanceGRPO":
@@ -69,8 +66,6 @@ class EnhanceGRPO(Method):
     """Roles: the writer, which is the policy; a frozen reference with its first weights; a student that stays as it is."""
 
     def __init__(self, config: EnhanceGRPOConfig, pipeline: Pipeline) -> None:
-        if config.group < 2:
-            raise ValueError(f"group must be at least 2 captions, got {config.group}")
         if not config.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {config.temperature}")
         self.config = config
@@ -87,13 +82,12 @@ class EnhanceGRPO(Method):
     @torch.no_grad()
     def experience(self, loader: Loader, step: int) -> list[Batch]:
         asked, writer = next(loader), self._writer("writer")
-        rows = [row for row in range(len(asked)) for _ in range(self.config.group)]
-        prompts, ids = [asked.prompts[row] for row in rows], [asked.ids[row] for row in rows]
+        prompts, ids = grouped(asked, self.config.group)
         tokens, written = writer.draw(prompts, self.config.temperature, steady=True)
         longer = read(tokens, written)
         kept, said = torch.tensor(self.rate(prompts, longer), device=tokens.device).unbind(1)
         distinct = len(set(zip(prompts, longer, strict=True))) / len(longer)
-        nothing = asked.images.new_empty(len(rows), asked.images.shape[1], 0, 0)
+        nothing = asked.images.new_empty(len(prompts), asked.images.shape[1], 0, 0)
         came: dict[str, Any] = {"advantage": advantages((kept + said) / 2, prompts), "kept": kept, "said": said}
         density = self._log_prob("writer", tokens)
         return [Written(nothing, prompts, ids, tokens=tokens, written=written, log_prob=density, distinct=distinct, **came)]
@@ -109,17 +103,16 @@ class EnhanceGRPO(Method):
             of_reference = self._log_prob("reference", batch.tokens)
         ratio, log_q = (density - batch.log_prob).exp(), of_reference - density
         divergence = log_q.exp() - log_q - 1
-        of_bytes = policy_loss(ratio, batch.advantage[:, None], self.config.clip) + self.config.kl * divergence
+        advantage = batch.advantage[:, None].expand_as(ratio)
+        of_bytes = policy_loss(ratio, advantage, divergence, self.config)
+        of_texts = {name: by_text(x, batch.written) for name, x in told(ratio, advantage, divergence, self.config).items()}
         return by_text(of_bytes, batch.written).mean(), {
             "reward": (batch.kept + batch.said) / 2,
             "kept": batch.kept,
             "said": batch.said,
-            "telling": (batch.advantage != 0).float(),
             "distinct": torch.tensor(batch.distinct),
             "bytes": batch.written.sum(1).float(),
-            "kl": by_text(divergence.detach(), batch.written),
-            "ratio": by_text(ratio.detach(), batch.written),
-            "clipped": by_text(((ratio.detach() - 1).abs() > self.config.clip).float(), batch.written),
+            **of_texts,
         }
 
     def _writer(self, name: str) -> ByteWriter:

@@ -1,9 +1,9 @@
 """Flow-GRPO (Liu et al. 2025): policy gradients for flows, whose sampler is made stochastic so that its steps have densities.
 
-A step is pi(x_s | x_t, c) = N(mean, std^2) under a `Law` of `flow.solvers`. Of each prompt a group of pictures is drawn and rated:
+A step is pi(x_s | x_t, c) = N(mean, std^2) under a `Law` of `flow.solvers`. Of each prompt a group of pictures is drawn and rated; the
+loss is that of `methods.policy`, E max(-A rho, -A clip(rho)) + kl KL, at every stochastic step, with
 
-    A = (r - mean_group) / (std_group + delta);    rho = pi(x_s | x_t) / pi_old(x_s | x_t)
-    L = E max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl KL(pi || pi_ref),    KL = ||mean - mean_ref||^2 / (2 std^2)
+    rho = pi(x_s | x_t, c) / pi_old(x_s | x_t, c);    KL(pi || pi_ref) = ||mean - mean_ref||^2 / (2 std^2)
 
 Training draws with fewer steps than the pipeline does (denoising reduction): it needs rewards that tell pictures apart, not fine
 pictures. Variants are settings: DanceGRPO (Xue et al. 2025) has the law "constant" and one noise for a group; Flow-GRPO-Fast and
@@ -16,7 +16,7 @@ halves them. A group without differences has no advantage and stays in the batch
 
 import copy
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -27,30 +27,25 @@ from torch import Tensor
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.evals.distance import diversity
 from mezzotint.flow.solvers import Law, Step, constant, cps, flow_sde, grpo, kl, log_prob, randn_like, sit, transition
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, Metrics, Role, Turn
+from mezzotint.methods.policy import PolicyConfig, advantages, grouped, policy_loss, told
 from mezzotint.pipeline import Pipeline
 from mezzotint.rewards.goal import Goal, GoalConfig
 
 LAWS: dict[str, Callable[[float], Law]] = {"grpo": grpo, "sit": sit, "constant": constant, "cps": cps}
-DELTA = 1e-4  # added to the deviation of a group's rewards
-LARGEST = 5.0  # advantages are cut to this size
 
 
 @dataclass
-class FlowGRPOConfig(MethodConfig, kind="flow_grpo"):
-    """goal: what is rewarded, and what is watched. group: pictures of a prompt. steps: of a roll-out. updates: optimizer steps for each.
+class FlowGRPOConfig(PolicyConfig, kind="flow_grpo"):
+    """group, updates, clip, kl: see `methods.policy`. goal: what is rewarded, and what is watched. steps: of a roll-out.
 
-    clip: how far a ratio counts. kl: weight of the divergence from the first weights. law, level: of the noise, see `flow.solvers`. shared:
-    whether a group starts from one noise. window: so many steps are stochastic, 0: all but the last; it lies at random in the first
-    half (slide = 0) or moves on by one step every `slide` updates, from noise to data and again. rows: pictures at once in a network.
+    law, level: of the noise, see `flow.solvers`. shared: whether a group starts from one noise. window: so many steps are stochastic, 0:
+    all but the last; it lies at random in the first half (slide = 0) or moves on by one step every `slide` steps of training, from noise to
+    data and again. rows: pictures at once in a network.
     """
 
     goal: GoalConfig = field(default_factory=GoalConfig)
-    group: int = 16
     steps: int = 10
-    updates: int = 2
-    clip: float = 1e-4
-    kl: float = 0.04
     law: Literal["grpo", "sit", "constant", "cps"] = "grpo"
     level: float = 0.7
     shared: bool = False
@@ -80,26 +75,6 @@ class Transition(Batch):
     diversity: float
 
 
-def advantages(rewards: Tensor, groups: Sequence[Hashable]) -> Tensor:
-    """(B,) how much better a picture is than its group, in deviations of the group; equal names need not be neighbours.
-
-    0 where a group's rewards are equal, and for rewards of NaN, which count in no group.
-    """
-    out = torch.zeros_like(rewards)
-    members: dict[Hashable, list[int]] = {}
-    for row in torch.nonzero(rewards.isfinite()).flatten().tolist():
-        members.setdefault(groups[row], []).append(row)
-    for rows in members.values():
-        std, mean = torch.std_mean(rewards[rows], correction=0)
-        out[rows] = ((rewards[rows] - mean) / (std + DELTA)).clamp(-LARGEST, LARGEST)
-    return out
-
-
-def policy_loss(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """(B,) clipped losses (Schulman et al. 2017, eq. 7): a ratio beyond 1 +- clip is not pushed further."""
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
-
-
 def within_window(law: Law, high: float, low: float) -> Law:
     """A law for the steps between two times, and Euler's method outside."""
 
@@ -115,8 +90,6 @@ class FlowGRPO(Method):
     """Roles: the student, which is the policy; a frozen reference with its first weights."""
 
     def __init__(self, config: FlowGRPOConfig, pipeline: Pipeline) -> None:
-        if config.group < 2:
-            raise ValueError(f"group must be at least 2 pictures, got {config.group}")
         if not 0 <= config.window < config.steps:
             raise ValueError(f"window must be fewer than the {config.steps} steps, got {config.window}")
         self.config = config
@@ -134,10 +107,9 @@ class FlowGRPO(Method):
     def experience(self, loader: Loader, step: int) -> list[Batch]:
         self.student.eval()  # dropout would draw other pictures than the pipeline does
         asked = next(loader)
-        rows = [row for row in range(len(asked)) for _ in range(self.config.group)]
-        prompts, ids = [asked.prompts[row] for row in rows], [asked.ids[row] for row in rows]
+        prompts, ids = grouped(asked, self.config.group)
         noise = self._noise(asked)
-        parts = torch.arange(len(rows), device=noise.device).split(self.config.rows)
+        parts = torch.arange(len(prompts), device=noise.device).split(self.config.rows)
         walks = [self._walk(noise[part], [prompts[i] for i in part.tolist()], step) for part in parts]
         images = torch.cat([self.student.codec.decode(walk[-1].x).float() for walk in walks])
         reward, held_out = self.goal.score(images, prompts), self.goal.watch(images, prompts)
@@ -163,8 +135,8 @@ class FlowGRPO(Method):
             mean_ref, _ = transition(batch.images, v_ref, batch.t, batch.s, law)
         ratio = (log_prob(batch.after, mean, std) - batch.log_prob).exp()
         divergence = kl(mean, mean_ref, std)
-        loss = policy_loss(ratio, batch.advantage, self.config.clip) + self.config.kl * divergence
-        return loss.mean(), {"t": batch.t, **_metrics(batch, ratio.detach(), divergence.detach(), self.config.clip)}
+        loss = policy_loss(ratio, batch.advantage, divergence, self.config)
+        return loss.mean(), {"t": batch.t, **_rewards(batch), **told(ratio, batch.advantage, divergence, self.config)}
 
     def _noise(self, asked: Batch) -> Tensor:
         """What the roll-outs start from, group by group."""
@@ -199,16 +171,11 @@ class FlowGRPO(Method):
         return within_window(law, float(times[first]), float(times[first + self.config.window]))
 
 
-def _metrics(batch: Transition, ratio: Tensor, divergence: Tensor, clip: float) -> dict[str, Tensor]:
+def _rewards(batch: Transition) -> dict[str, Tensor]:
     """What tells a run that learns from one that deceives its reward. Rewards are means over the pictures that have one."""
     return {
         "reward": batch.reward.nanmean().nan_to_num(),
         "held_out_reward": batch.held_out.nanmean().nan_to_num(),
         "failed": batch.reward.isnan().float(),
-        "telling": (batch.advantage != 0).float(),
         "diversity": torch.tensor(batch.diversity),
-        "kl": divergence,
-        "ratio": ratio,
-        "ratio_off": (ratio - 1).abs(),
-        "clipped": ((ratio - 1).abs() > clip).float(),
     }

@@ -1,4 +1,4 @@
-"""Students whose every point of a path knows its end, by steps of the teacher or without one. None of these has been run to its end yet."""
+"""Students whose every point of a path knows its end, by steps of the teacher or without one. None has been run to its end yet."""
 
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.consistency_training import ConsistencyTrainingConfig

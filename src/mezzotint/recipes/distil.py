@@ -1,4 +1,4 @@
-"""Students of few steps, each started from its teacher (``--init``). None of these has been run to its end yet."""
+"""Students of few steps, each started from its teacher (``--init``). Those that reached nothing yet have not been run to their end."""
 
 from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
@@ -32,12 +32,12 @@ def student(size: SizeName, share: float, lr: float, method: MethodConfig, patie
 
 
 def guidance_distill(size: SizeName = "s") -> RunConfig:
-    """A student that is told the guidance scale; it draws as its teacher, with half the work."""
+    """A student that is told the guidance scale; it draws as its teacher, with half the work. Reached: judge 0.79 in 8, as it."""
     return student(size, 0.1, 5e-4, GuidanceDistillConfig(largest=4.0, level=0.3, times=TimeDensity(mean=1.2, uniform=0.1)))
 
 
 def progressive(size: SizeName = "s") -> RunConfig:
-    """Students of 16, 8 and 4 steps; the first folds the guidance in."""
+    """Students of 16, 8 and 4 steps; the first folds the guidance in. Reached: judge 0.67 in 4 calls, its teacher 0.89 in 30."""
     method = ProgressiveConfig(guidance=GUIDANCE, shift=2.0)
     config = student(size, 0.15, 1e-3, method, patience=0, solver="euler", steps=4, guidance=1.0, shift=2.0)
     config.method = method.replace(stage=config.train.steps // 3)
@@ -45,7 +45,7 @@ def progressive(size: SizeName = "s") -> RunConfig:
 
 
 def reflow(size: SizeName = "s") -> RunConfig:
-    """One reflow on pairs of the teacher (``--data.teacher``, what ``--init`` is), guided."""
+    """One reflow on pairs of the teacher (``--data.teacher``, what ``--init`` is), guided. Reached: judge 0.30 in one call, 0.68 in 4."""
     config = student(size, 0.2, 1e-3, ReflowConfig(level=0.3), solver="euler", steps=4, guidance=1.0, shift=1.0)
     teacher = worlds(size).pipeline.sampling.replace(solver="heun", steps=15, shift=1.0)
     captions = WorldsConfig(size=config.data.size, split="preferred", seed=3)
@@ -54,7 +54,7 @@ def reflow(size: SizeName = "s") -> RunConfig:
 
 
 def instaflow(size: SizeName = "s") -> RunConfig:
-    """One step, distilled from a reflow: ``--init`` and ``--data.teacher`` are its folder. Its flow is unguided."""
+    """One step, distilled from a reflow: ``--init`` and ``--data.teacher`` are its folder. Its flow is unguided. Reached: judge 0.44."""
     config = reflow(size)
     assert isinstance(config.data, PairsConfig)
     straight = config.data.sampling.replace(guidance=1.0)

@@ -4,6 +4,7 @@ from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.dreambooth import DreamBoothConfig
 from mezzotint.recipes.post import continued
 from mezzotint.recipes.tiny import SizeName
+from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.trainer import RunConfig
 from mezzotint.worlds import subject
 
@@ -14,6 +15,7 @@ def dreambooth(size: SizeName = "s") -> RunConfig:
     config.data = WorldsConfig(size=config.data.size, split="subject")
     config.method = DreamBoothConfig(class_prompt=subject.CLASS)
     config.train = config.train.replace(batch=16, preview_prompts=(subject.CAPTION, subject.CLASS, subject.SHOWS))
+    config.evaluation = EvaluationConfig("subject", max(1, config.train.steps // 4), pictures=6 if size == "xs" else 24, best="")
     return config
 
 

@@ -59,7 +59,7 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 
 def consistency(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by consistency; noise is drawn anew between them."""
+    """Distillation to four steps by consistency; noise is drawn anew between them. Reached: judge 0.65, its teacher 0.89 in 30."""
     config = continued(size, share=0.1, lr=2e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling
@@ -69,7 +69,7 @@ def consistency(size: SizeName = "s") -> RunConfig:
 
 
 def dmd(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by distribution matching."""
+    """Distillation to four steps by distribution matching. Reached: judge 0.67, its teacher 0.89 in 30."""
     config = continued(size, share=0.06, lr=1e-3)
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
     teacher = config.pipeline.sampling

@@ -27,7 +27,7 @@ def grpo(size: SizeName = "s") -> RunConfig:
     config = continued(size, share=0.03, lr=1e-4)
     config.pipeline.sampling = config.pipeline.sampling.replace(guidance=1.0)
     config.data = WorldsConfig(size=config.data.size, seed=6, long_every=0)
-    config.method = FlowGRPOConfig(RIGHT, group=8, steps=8, updates=1, kl=0.0, law="cps", level=1.0, window=3, shared=True)
+    config.method = FlowGRPOConfig(goal=RIGHT, group=8, steps=8, updates=1, kl=0.0, law="cps", level=1.0, window=3, shared=True)
     config.train = config.train.replace(batch=16, log=1)
     config.optim = replace(config.optim, decay="constant", warmup=10, average=0.95)
     return config

@@ -5,7 +5,9 @@
 is one text; a network says of every byte what the next one is, p(y_i | y_<i), and what is learned and drawn is what follows the line feed.
 There is no vocabulary but the 256 bytes, so that any text in any language can be read and written, and no tokenizer file is needed.
 
-Where we differ: positions are rotations, queries and keys are normalised per head, no layer has a bias, and blocks start as identities.
+Where we differ: what the first block sees of a place are its byte and the `NEAR` before it, so that a single block can find where these
+stood before and what followed (as the smeared keys of Olsson et al. 2022 do), and copying is learned sooner; positions are rotations,
+queries and keys are normalised per head, no layer has a bias, and blocks start as identities.
 
 B batch, L bytes, D width.
 """
@@ -28,9 +30,11 @@ from mezzotint.models.blocks import MLP
 from mezzotint.models.embed import rope, rotate
 
 BYTES, END, BREAK = 256, 0, 10
+NEAR = 3  # bytes before each that are seen with it
 CONFIG_FILE, WEIGHTS_FILE = "writer.json", "writer.safetensors"
 
 Seen = tuple[Tensor, Tensor]  # keys and values of a block, (B, heads, L, d) each
+Past = tuple[Tensor, list[Seen]]  # bytes (B, L), and what every block has seen of them
 
 
 @dataclass
@@ -75,23 +79,29 @@ class ByteWriter(nn.Module):
     def __init__(self, config: ByteWriterConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(BYTES, config.width)
+        self.embed = nn.ModuleList(nn.Embedding(BYTES, config.width) for _ in range(1 + NEAR))
         self.blocks = nn.ModuleList(CausalBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, BYTES, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, tokens: Tensor, past: Sequence[Seen] | None = None) -> tuple[Tensor, list[Seen]]:
+    def forward(self, tokens: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """Logits, and what a call that goes on from here is to be given as `past`."""
-        before, here = past[0][0].shape[2] if past else 0, tokens.shape[1]
-        place = torch.arange(before + here, device=tokens.device)
-        rotation = rope(place[before:, None].float(), (self.config.width // self.config.heads,))
-        mask = (place <= place[before:, None]).expand(len(tokens), -1, -1)
-        x, now = self.embed(tokens), []
+        known, seen = (tokens, None) if past is None else (torch.cat([past[0], tokens], dim=1), past[1])
+        whole, start = known.shape[1], known.shape[1] - tokens.shape[1]
+        place = torch.arange(whole, device=tokens.device)
+        rotation = rope(place[start:, None].float(), (self.config.width // self.config.heads,))
+        mask = (place <= place[start:, None]).expand(len(tokens), -1, -1)
+        x, now = self._embedded(known, start), []
         for number, block in enumerate(self.blocks):
-            x, seen = block(x, rotation, mask, past[number] if past else None)
-            now.append(seen)
-        return self.head(self.norm(x)), now
+            x, of_block = block(x, rotation, mask, seen[number] if seen else None)
+            now.append(of_block)
+        return self.head(self.norm(x)), (known, now)
+
+    def _embedded(self, known: Tensor, start: int) -> Tensor:
+        """(B, L - start, D) of bytes (B, L) from `start` on, each with those before it; before the first there are zeros."""
+        padded, length = F.pad(known, (NEAR, 0)), known.shape[1]
+        return torch.stack([embed(padded[:, start + NEAR - back : length + NEAR - back]) for back, embed in enumerate(self.embed)]).sum(0)
 
     def texts(self, short: Sequence[str], long: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B pairs as bytes (B, L), padded with zeros, and where each has what is to be learned: the long text and its end.
@@ -105,7 +115,7 @@ class ByteWriter(nn.Module):
         if most > self.config.length:
             raise ValueError(f"texts must have at most the writer's length of {self.config.length} bytes, got one of {most}")
         tokens = torch.tensor([a + b + [END] * (most - len(a) - len(b)) for a, b in zip(asked, told, strict=True)])
-        place, device = torch.arange(most), self.embed.weight.device
+        place, device = torch.arange(most), self.norm.weight.device
         return tokens.to(device), ((place >= starts[:, None]) & (place < ends[:, None])).to(device)
 
     def log_prob(self, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -119,7 +129,7 @@ class ByteWriter(nn.Module):
         """Texts that go on from B short ones, as `texts` gives them; one that would become too long has no end.
 
         temperature: 0 takes the likeliest byte, otherwise torch's global generator draws. steady: call the network `length` - 1 times
-        whatever is written, as ranks that share its weights must. ValueError as in `texts`.
+        whatever is written, as ranks that share its weights must; on one byte, once all texts have ended. ValueError as in `texts`.
         """
         given, unknown = self.texts(short, [""] * len(short))
         tokens = F.pad(given, (0, self.config.length - given.shape[1]))
@@ -134,8 +144,10 @@ class ByteWriter(nn.Module):
             written[:, place] = own
             done = done | (own & (byte == END))
             start = place
-            if done.all() and not steady:
+            if done.all():
                 written[:, place + 1 :] = False
+                for _ in range(place + 1, self.config.length if steady else 0):
+                    self(tokens[:1, :1])
                 break
         most = int(written.any(0).nonzero().max()) + 1
         return tokens[:, :most], written[:, :most]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.data.batch import Stored
+from mezzotint.evals import rewards
 from mezzotint.evals.report import Curve, Stage, render
 from mezzotint.evals.students import Beside
 from mezzotint.pictures import grid, png_bytes
@@ -225,7 +226,7 @@ class Chores:
             curve=[(line["step"], line["loss"]) for line in lines if "loss" in line],
             held_out_curve=[(line["step"], line["held_out"]) for line in lines if "held_out" in line],
             images=self.drawn.get("student", []),
-            notes={"training": f"{self.trainer.seconds:.0f} s", "last step": self.note, **place, **best},
+            notes={"training": f"{self.trainer.seconds:.0f} s", "last step": self.note, **place, **best, **rewards.told(lines)},
             more=_curves(lines),
         )
         found = {} if self.beside is None else {"teacher": self.beside.found}

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from mezzotint import config
 from mezzotint.data.batch import Source
 from mezzotint.errors import UserError
-from mezzotint.evals import images, students, worlds
+from mezzotint.evals import images, students, subject, worlds
 from mezzotint.pipeline import Pipeline, load
 
 LESS_IS_BETTER = ("held_out", "fd_", "kd_", "seconds_", "distance", "gap")
@@ -21,14 +21,15 @@ SEED = 2_000_000  # of a student's evaluations: what decides which weights are k
 
 @dataclass
 class EvaluationConfig(config.Config, kind="evaluation"):
-    """suite: of `evals`, run every `every` steps and at the end, besides the held-out loss; pictures: of it, a task or in all.
+    """suite: of `evals`, run every `every` steps and at the end, besides the held-out loss; pictures: of it, a task or in all; of the suite
+    "subject", those of the word, as many of its class, and about as many of all else.
 
     best: the number that decides which weights are kept as `export-best`: "held_out", or one of the suite's, as in "score"; empty: none.
     patience: evaluations in a row without a better one after which training ends; 0: it does not. teacher: with whose pictures the suite
     "students" compares, those of what the run starts from unless given.
     """
 
-    suite: Literal["", "worlds", "images", "students"] = ""
+    suite: Literal["", "worlds", "images", "students", "subject"] = ""
     every: int = 1000
     pictures: int = 20
     best: str = "held_out"
@@ -38,6 +39,8 @@ class EvaluationConfig(config.Config, kind="evaluation"):
     def __post_init__(self) -> None:
         if self.patience and not self.best:
             raise ValueError("patience needs a number to wait for: evaluation.best must not be empty")
+        if self.suite == "subject" and self.pictures < 2:
+            raise ValueError(f"pictures must be at least 2 for the suite subject, which says how much they differ, got {self.pictures}")
 
     def compared_with(self, init: str) -> str:
         """The teacher of a run that starts from `init`, for `pipeline.load`; "" for other suites. UserError where there is none."""
@@ -54,12 +57,13 @@ class EvaluationConfig(config.Config, kind="evaluation"):
         return students.Beside(teacher, students.Protocol(self.pictures, pictures=2, seed=SEED), pipeline.config.sampling.size, shown)
 
     def measure(self, pipeline: Pipeline, source: Source, beside: students.Beside | None) -> dict[str, Any]:
-        """All numbers of the suite, with its protocol: for "worlds" and "images" what the verb `eval` gives of the exported pipeline."""
+        """All numbers of the suite, with its protocol: for all but "students" what the verb `eval` gives of the exported pipeline."""
         if beside is not None:
             return beside.evaluate(pipeline)
         suites: dict[str, Callable[[], dict[str, Any]]] = {
             "worlds": lambda: worlds.evaluate(pipeline, worlds.Protocol(self.pictures)),
             "images": lambda: images.evaluate(pipeline, source, images.Protocol(self.pictures)),
+            "subject": lambda: subject.evaluate(pipeline, subject.Protocol(self.pictures, max(1, self.pictures // len(worlds.TASKS)))),
         }
         return suites[self.suite]()
 
