@@ -3,10 +3,12 @@
 All runs of a technique learn from the same samples with the same random numbers, in steps of four parts of one to three samples each:
 four micro-batches of one rank, or of two or four ranks (gloo), or joined to two micro-batches or to one. They differ in the order of
 sums only. A number is the largest |loss - loss of the first run| over the mean |loss| of the first run, in all steps; `first.` is that
-of the first step, before any rounding has been learnt from. The level is 1e-5.
+of the first step, before any rounding has been learnt from. The level is 1e-5. `nudged` is how much rounding comes to in a technique: the
+first run again, from weights of which each was moved up or down by one in its last place.
 
 Where parts are joined, what a technique draws for a sample has to be what it would have drawn for it apart. So each part keeps its own
-generator, every draw is made of theirs, and stratified times are those of the parts.
+generator, every draw is made of theirs, and stratified times are those of the parts. ReFL draws for half of the captions of a
+micro-batch, so that its parts are not joined.
 
     python bench/ranks.py [--only dpo dmd ...] [--steps 50] [--out FOLDER]
 
@@ -47,6 +49,9 @@ PARTS = 4  # of a step
 ALONE = "ranks1"  # what the others are compared with
 RANKS = {ALONE: 1, "ranks2": 2, "ranks4": 4}
 JOINED = {"micro2": 2, "micro1": 1}  # micro-batches of a step
+NUDGED = "nudged"
+KINDS = [*RANKS, *JOINED, NUDGED]
+HALVES = ("refl",)  # do with half of a micro-batch what others do with all of it
 EVERY = {"denoise": DenoiseConfig(), **METHODS}
 
 
@@ -162,23 +167,39 @@ def join(folder: Path, config: RunConfig, streams: int, source: SourceName) -> N
         Joining(config, folder, Joined(SOURCES[source](config.data), streams)).run()  # type: ignore[arg-type]
 
 
+def nudge(folder: Path, config: RunConfig, source: SourceName) -> None:
+    """Train from weights that are others in their last place."""
+    assert isinstance(config.data, WorldsConfig)
+    trainer = Trainer(config, folder, SOURCES[source](config.data))
+    generator = torch.Generator().manual_seed(0)
+    for parameters in trainer.parameters.values():
+        for p in parameters:
+            towards = torch.where(torch.rand(p.shape, generator=generator) < 0.5, torch.inf, -torch.inf)
+            p.data.copy_(p.detach().nextafter(towards))
+    trainer.run()
+
+
 def losses(name: str, folder: Path) -> list[float]:
     """Of a technique's run, step by step."""
     return [line[key] for line in read(folder / "metrics.jsonl") if (key := LOSSES.get(name, "loss")) in line]
 
 
 def curves(name: str, steps: int, out: Path) -> dict[str, list[float]]:
-    """The losses of a technique's five runs."""
+    """The losses of a technique's runs."""
     config, source = configuration(name, steps), source_of(name)
     found = {}
-    for kind, number in {**RANKS, **JOINED}.items():
+    for kind in KINDS:
         folder = out / f"{name}-{kind}"
+        if kind in JOINED and name in HALVES:
+            continue
         if len(losses(name, folder)) < steps or not (folder / "export").exists():
             shutil.rmtree(folder, ignore_errors=True)
             if kind in JOINED:
-                join(folder, config, number, source)
-            elif any(together(number, [Job(folder, config, source)])):
-                raise RuntimeError(f"{name} ended on {number} ranks")
+                join(folder, config, JOINED[kind], source)
+            elif kind == NUDGED:
+                nudge(folder, config, source)
+            elif any(together(RANKS[kind], [Job(folder, config, source)])):
+                raise RuntimeError(f"{name} ended on {RANKS[kind]} ranks")
         found[kind] = losses(name, folder)
     return found
 
@@ -199,8 +220,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, float | int | str] = {"torch": torch.__version__, "steps": options.steps}
-    kinds = [kind for kind in (*RANKS, *JOINED) if kind != ALONE]
-    print("".join([f"{'':22}", *(f"{kind:>20}" for kind in kinds)]))
+    print("".join([f"{'':22}", *(f"{kind:>20}" for kind in KINDS[1:])]))
     with tempfile.TemporaryDirectory() as folder:
         out = (options.out or Path(folder)) / str(options.steps)
         VISION.weights = str(out / "own")
@@ -208,7 +228,8 @@ def main() -> None:
         tiny_pipeline().build().save(out / "own")
         for name in options.only:
             found = differences(curves(name, options.steps, out))
-            print(f"{name:22}" + "".join(f"{found[kind][0]:10.1e}{found[kind][1]:10.1e}" for kind in kinds), flush=True)
+            cells = [f"{found[kind][0]:10.1e}{found[kind][1]:10.1e}" if kind in found else f"{'-':>20}" for kind in KINDS[1:]]
+            print(f"{name:22}" + "".join(cells), flush=True)
             for kind, (first, largest) in found.items():
                 result |= {f"{kind}.{name}": largest, f"first.{kind}.{name}": first}
     print(json.dumps(result))

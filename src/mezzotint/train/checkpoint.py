@@ -57,13 +57,13 @@ def shares(tensors: Tensors, main: bool) -> dict[str, Share]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):
             if main:
-                own[name] = Share(tensor, (0,) * tensor.ndim)
+                own[name] = Share(tensor.detach(), (0,) * tensor.ndim)
             continue
         mesh = tensor.device_mesh
         first = all(mesh.get_local_rank(axis) == 0 for axis, placed in enumerate(tensor.placements) if placed.is_replicate())
         if first and tensor.to_local().numel():
             _, start = compute_local_shape_and_global_offset(tensor.shape, mesh, tensor.placements)
-            own[name] = Share(tensor.to_local(), tuple(start))
+            own[name] = Share(tensor.to_local().detach(), tuple(start))
     return own
 
 
@@ -116,7 +116,7 @@ class Saver:
             if name not in kept or kept[name].shape != share.tensor.shape:
                 kept[name] = torch.empty_like(share.tensor, device="cpu", memory_format=torch.contiguous_format)
         if own:  # before the first step optimizers have no state
-            torch._foreach_copy_([kept[name] for name in own], [share.tensor.detach() for share in own.values()])
+            torch._foreach_copy_([kept[name] for name in own], [share.tensor for share in own.values()])
         return {name: Share(kept[name], share.start) for name, share in own.items()}
 
     def _write(self, step: int, own: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:

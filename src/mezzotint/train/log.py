@@ -52,7 +52,7 @@ def on_host(values: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def by_time(t: Tensor, loss: Tensor) -> Tensor:
-    """(2, BINS) float64: sums of the losses and numbers of samples, in each tenth of (B,) times in [0, 1]. Nothing is read from the device."""
+    """(2, BINS) float64: sums of losses and numbers of samples in each tenth of (B,) times in [0, 1]. Nothing is read from the device."""
     inside = (t * BINS).long().clamp(0, BINS - 1) == torch.arange(BINS, device=t.device)[:, None]
     return torch.stack([torch.where(inside, loss.double(), 0).sum(1), inside.sum(1).double()])
 

@@ -56,7 +56,7 @@ from mezzotint.train.guard import (
     explain,
 )
 from mezzotint.train.optim import OptimConfig, block, clip_, step_
-from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather
+from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, fetch_states_, gather, store_states_
 from mezzotint.train.speed import Operations
 from mezzotint.train.stages import StageConfig, become, changed
 from mezzotint.train.stop import Stopped, StopRequest
@@ -331,13 +331,18 @@ class Trainer:
         return sums["loss"]
 
     def _release(self, turn: Turn) -> None:
-        """Let the roles of a turn have gradients, and no others."""
+        """Let the roles of a turn have gradients, and no others; nor have these their states at hand, where what is idle waits."""
         if turn == self.released:
             return
         self.released = turn
         for name, parameters in self.parameters.items():
             for p in parameters:
                 p.requires_grad_(name in turn)
+        if self.config.parallel.offload:
+            for name in self.optimizers.keys() - set(turn):  # first: there may not be room for both
+                store_states_(self.optimizers[name])
+            for name in turn:
+                fetch_states_(self.optimizers[name], self.ranks.device)
 
     def _loss(self, portion: Portion, turn: Turn, number: int) -> tuple[Tensor, Metrics]:
         self._seed(portion.micro, number, portion.index)
@@ -518,6 +523,7 @@ class Trainer:
             module, group = self.method.roles[name].module, f"{name}.optimizer"
             tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved, group)
         saved.fill(tensors)
+        self.released = None  # states are all at hand
         self.loader.position, self.seconds = saved.state["position"], saved.state["seconds"]
         self.moved = dict(saved.state["moved"])
         self.guard.restore(saved.state["guard"], self.ranks.device)
