@@ -34,7 +34,8 @@ class Weights:
     """The tensors of a module, found once: to walk through its modules takes half as long as to average them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.parameters, self.buffers = list(module.parameters()), list(module.buffers())
+        self.parameters: list[Tensor] = list(module.parameters())
+        self.buffers = list(module.buffers())
 
 
 @lru_cache
