@@ -4,8 +4,9 @@
 `overhead`     the share of the run's time that is neither forward, backward nor update, at a step of about 20 ms, with batches that
                cost nothing. The difference between a long and a short run, so that the start and the end of both cancel. Clipping and
                the moving average belong to the update, being arithmetic on the weights; `clip_and_average` is their share alone.
-`checkpoint_pause`  how long the loop waits for a checkpoint, over the time that writing the same one takes; the first one of a run, which
-               also takes the memory for the copies, apart. What the writing takes from the steps beside it is not in it.
+`checkpoint_pause`  how long the loop waits for a checkpoint, when it is due and until it is copied, over the time that writing the same
+               one takes; the first one of a run, which also takes the memory for the copies, apart. What copying and writing take from
+               the steps beside them is not in it.
 `peer_ratio`   images a second of ours over those of a loop of accelerate's kind that trains diffusers' class of the same network with
                the same weights on the same batch: clipping, AdamW, a moving average, a schedule, the loss read every step.
 
@@ -185,12 +186,14 @@ def checkpoint_pause(rounds: int) -> dict[str, float]:
     first, later, writes = [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            pauses: list[float] = []
-            with each_timed(checkpoint.Saver, "save", pauses):
+            saves: list[float] = []
+            waits: list[float] = []  # of every step before its update, for what is being copied
+            with each_timed(checkpoint.Saver, "save", saves), each_timed(checkpoint.Saver, "settle", waits):
                 Trainer(plain(4 * EVERY + 1, EVERY), Path(folder), Ready(batch)).run()
+            pauses = [save + wait for save, wait in zip(saves, waits[EVERY::EVERY], strict=False)]
             writes.append(write_seconds(checkpoint.steps(Path(folder) / "checkpoints")[-1], Path(folder) / "again"))
             first.append(pauses[0] / writes[-1])
-            later += [pause / writes[-1] for pause in pauses[1:-1]]  # the last one follows upon another
+            later += [pause / writes[-1] for pause in pauses[1:]]  # without the last one, which follows upon another
     medians = {"checkpoint_pause": later, "first_checkpoint_pause": first}
     return {name: statistics.median(values) for name, values in medians.items()} | {"checkpoint_write_ms": 1e3 * statistics.median(writes)}
 

@@ -45,7 +45,8 @@ class Wordy:
 
 
 def measured(config: RunConfig) -> dict[str, float]:
-    """Peaks in bytes of a few steps and of an evaluation, in this process."""
+    """Peaks in bytes of a few steps and of an evaluation, in this process. Suites of evaluation are not measured, nor planned."""
+    config = replace(config, evaluation=config.evaluation.replace(suite=""))
     source = config.data.build() if isinstance(config.data, WorldsConfig) else Wordy(config)
     steps = config.data.long_every if isinstance(config.data, WorldsConfig) else 2
     with tempfile.TemporaryDirectory() as folder, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -13,6 +15,7 @@ from mezzotint.errors import UserError
 from mezzotint.train import checkpoint
 from mezzotint.train.checkpoint import Checkpoint, Saver, Share
 from mezzotint.train.optim import OptimConfig
+from mezzotint.train.trainer import RunConfig, Trainer
 
 
 def test_the_loop_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +29,7 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoint, "save_file", slow)
     saver, weight = Saver(tmp_path), torch.ones(3)
     saver.save(1, {"student": {"weight": weight}}, {"step": 1})
+    saver.settle()
     weight.fill_(2.0)
     assert not checkpoint.steps(tmp_path)
     go.set()
@@ -35,6 +39,37 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         read = {"student": {"weight": torch.zeros(3)}}
         Checkpoint(folder).fill(read)
         assert torch.equal(read["student"]["weight"], torch.full((3,), float(step)))
+
+
+def test_weights_wait_until_they_are_copied(run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying takes longer than a forward and backward pass here, and the checkpoint has the weights of its step all the same."""
+    config = run_config(steps=3, checkpoint=2, preview_prompts=())
+    trainer, real, seen = Trainer(config, tmp_path), Saver._copy, dict[str, Tensor]()
+
+    def slow(saver: Saver, group: str, own: dict[str, Share]) -> dict[str, Share]:
+        if not seen:
+            seen.update({name: tensor.clone() for name, tensor in trainer.method.student.state_dict().items()})
+            time.sleep(0.5)
+        return real(saver, group, own)
+
+    monkeypatch.setattr(Saver, "_copy", slow)
+    trainer.run()
+    stored = {name: torch.zeros_like(tensor) for name, tensor in seen.items()}
+    Checkpoint(tmp_path / "checkpoints" / "step-00000002").fill({"student": stored})
+    assert all(torch.equal(stored[name], tensor) for name, tensor in seen.items())
+    assert any(not torch.equal(tensor, seen[name]) for name, tensor in trainer.method.student.state_dict().items())
+
+
+def test_an_error_of_any_kind_while_copying_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(saver: Saver, group: str, own: dict[str, Share]) -> dict[str, Share]:
+        raise MemoryError("no room for copies")
+
+    monkeypatch.setattr(Saver, "_copy", fails)
+    saver = Saver(tmp_path)
+    saver.save(1, {"student": {"weight": torch.ones(1)}}, {})
+    saver.settle()
+    with pytest.raises(MemoryError, match="no room for copies"):
+        saver.finish()
 
 
 def test_the_newest_stay_and_the_best(tmp_path: Path) -> None:

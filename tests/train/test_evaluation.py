@@ -23,7 +23,7 @@ from mezzotint.pipeline import Pipeline, load
 from mezzotint.train import chores, track
 from mezzotint.train.evaluation import SEED, Best, EvaluationConfig
 from mezzotint.train.heldout import heldout_loss
-from mezzotint.train.log import BINS, LossByTime, by_time, read
+from mezzotint.train.log import BINS, LossByTime, read
 from mezzotint.train.parallel import ParallelConfig
 from mezzotint.train.speed import Operations, matmul_rate
 from mezzotint.train.stop import Stopped
@@ -190,14 +190,14 @@ def test_loss_by_time_is_the_mean_of_each_tenth() -> None:
     t[0], t[1] = 1.0, 0.0
     sums = LossByTime()
     for part in (slice(0, 300), slice(300, 1000)):
-        sums.add(by_time(t[part], loss[part]))
+        sums.add(t[part], loss[part])
     again = LossByTime()
     again.restore(json.loads(json.dumps(sums.state())), torch.device("cpu"))
     expected = [float(loss[(t * BINS).long().clamp_max(BINS - 1) == k].mean()) for k in range(BINS)]
     assert sums.read() == pytest.approx(expected, rel=1e-3)
     assert again.read() == pytest.approx(expected, rel=1e-3)
     assert sums.read() == []
-    sums.add(by_time(torch.tensor([0.55]), torch.tensor([2.0])))
+    sums.add(torch.tensor([0.55]), torch.tensor([2.0]))
     assert sums.read() == [None] * 5 + [2.0] + [None] * 4
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.train.average import average_, warmed
+from mezzotint.train.average import Weights, average_, warmed
 from mezzotint.train.optim import Muon, OptimConfig, orthogonalise
 
 
@@ -67,7 +67,7 @@ def test_the_average_follows_and_starts_fast() -> None:
     with torch.no_grad():
         module.weight.fill_(1.0)
         average.weight.zero_()
-    average_(average, module, warmed(0.99, step=0))
+    average_(Weights(average), Weights(module), warmed(0.99, step=0))
     assert average.weight.item() == pytest.approx(0.9), "the first step takes 1 - 1/10 of the new weights"
-    average_(average, module, warmed(0.5, step=10_000))
+    average_(Weights(average), Weights(module), warmed(0.5, step=10_000))
     assert average.weight.item() == pytest.approx(0.95)

@@ -16,6 +16,7 @@ from mezzotint.data.buckets import batch_size, shapes
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import DenoiseConfig
+from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.methods.ladd import LADDConfig
 from mezzotint.methods.method import MethodConfig, Role
@@ -23,7 +24,7 @@ from mezzotint.methods.progressive import ProgressiveConfig
 from mezzotint.methods.reflow import ReflowConfig
 from mezzotint.models import PRESETS, Cond, DenoiserConfig, DiTConfig, FluxConfig
 from mezzotint.pipeline import Pipeline, PipelineConfig
-from mezzotint.train import checkpoint, context, parallel
+from mezzotint.train import checkpoint, context, parallel, trainer
 from mezzotint.train.log import read
 from mezzotint.train.parallel import ParallelConfig, Ranks, blocks, empty_copy, gather, leave
 from mezzotint.train.trainer import RunConfig, Trainer
@@ -239,6 +240,44 @@ def test_blocks_have_a_share_of_the_tokens_and_what_follows_has_all() -> None:
     assert net(torch.randn(1, 3, 10, 14), torch.rand(1), cond).shape == (1, 3, 10, 14)
     assert set(seen[:4]) == {9}
     assert set(seen[4:]) == {11}
+
+
+def test_states_wait_while_another_role_steps(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they are in the CPU's memory then; here they are not numbers, so that nothing may touch them before they are fetched."""
+    away: dict[Tensor, Tensor] = {}
+    waiting: list[int] = []
+
+    def store(optimizers: list[torch.optim.Optimizer]) -> None:
+        for state in parallel._states(optimizers):
+            if state not in away:
+                away[state] = state.clone()
+                state.fill_(torch.nan)
+
+    def fetch(optimizers: list[torch.optim.Optimizer], device: torch.device) -> None:
+        for state in parallel._states(optimizers):
+            if state in away:
+                state.copy_(away.pop(state))
+        waiting.append(len(away))
+
+    config = run_config(DMDConfig(critic_turns=2), steps=3, evaluate=3, checkpoint=3, preview_prompts=())
+    Trainer(config, tmp_path / "plain").run()
+    config.parallel = ParallelConfig(offload=True)
+    monkeypatch.setattr(trainer, "store_states_", store)
+    monkeypatch.setattr(trainer, "fetch_states_", fetch)
+    try:
+        run = Trainer(config, tmp_path / "waits")
+        run.run()
+    finally:
+        leave()
+    own = {name: parallel._states(optimizers) for name, optimizers in run.optimizers.items()}
+    one = len(own["critic"])
+    assert one == len(own["student"]) > 0
+    assert waiting == [0, one, one, one, one, one], "in every turn those of one role, once both have any"
+    assert all(state in away for state in own["critic"])
+    assert all(state.isfinite().all() for state in own["student"])
+    waits, plain = ([line["loss"] for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("waits", "plain"))
+    assert len(plain) == 3
+    assert waits == pytest.approx(plain, rel=1e-6)
 
 
 def test_weights_that_wait_are_those_that_are_frozen(run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mezzotint.cli import main
+from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
 from mezzotint.models import PRESETS
 from mezzotint.models.cost import flops
@@ -211,6 +213,33 @@ def test_frozen_weights_that_wait_take_no_memory(run_config: Callable[..., RunCo
     # The reference is fetched once for every loss: its text encoder and its network.
     assert waiting.communication_s == pytest.approx(reference * 1e9 / H100.host, rel=1e-2)
     assert here.communication_s == 0
+
+
+def test_states_that_wait_are_those_of_roles_that_do_not_step(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config(DMDConfig(critic_turns=3))
+    here, waiting = (plan(config, replace(EXACT, offload=offload), H100) for offload in (False, True))
+    assert waiting.states_gb == pytest.approx(here.states_gb / 2)
+    assert waiting.peak_eval_gb < here.peak_eval_gb
+    # Three turns of one role after each other: they leave and come twice in a step, those of one role each time.
+    assert waiting.update_s - here.update_s == pytest.approx(2 * here.states_gb * 1e9 / H100.host, rel=1e-2)
+
+
+def test_autocast_keeps_its_copies_of_weights_through_a_forward() -> None:
+    """Where blocks are computed again for their gradients, nothing else would keep them."""
+    with Rehearsal() as seen:
+        net = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False, device="meta") for _ in range(5)))
+        x = torch.empty(1, 64, device="meta", requires_grad=True)
+        before = seen.now
+        with seen.autocast():
+            for layer in net:
+                x = checkpoint(layer, x, use_reentrant=False)
+            assert seen.now - before >= 5 * 64 * 64 * 2
+            copies = seen.now
+        assert copies - seen.now == 5 * 64 * 64 * 2
+        with torch.no_grad(), seen.autocast():
+            before = seen.now
+            net(x)
+            assert seen.now - before < 64 * 64 * 2
 
 
 def device(gigabytes: float) -> Device:

@@ -9,40 +9,16 @@ from pkgutil import iter_modules
 
 import pytest
 import torch
-from bright import BRIGHT
-from lettered import LetteredConfig
-from prepared import PreparedConfig
-from ranks import Job, together
 from safetensors.torch import load_file
+from techniques import LOSSES, METHODS, PAIRED, VISION, of_method, quiet
+from together import Job, together
 
 from mezzotint import methods
 from mezzotint.config import Config
-from mezzotint.methods.add import ADDConfig
-from mezzotint.methods.consistency import ConsistencyConfig
-from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.dmd import DMDConfig
-from mezzotint.methods.dpo import DPOConfig
-from mezzotint.methods.dreambooth import DreamBoothConfig
-from mezzotint.methods.enhance import EnhanceConfig
-from mezzotint.methods.flow_grpo import FlowGRPOConfig
-from mezzotint.methods.guidance_distill import GuidanceDistillConfig
-from mezzotint.methods.ladd import LADDConfig
-from mezzotint.methods.lcm import LCMConfig
-from mezzotint.methods.meanflow import MeanFlowConfig
 from mezzotint.methods.method import MethodConfig
-from mezzotint.methods.progressive import ProgressiveConfig
-from mezzotint.methods.refl import ReFLConfig
-from mezzotint.methods.reflow import ReflowConfig
-from mezzotint.methods.repa import OwnConfig, REPAConfig
-from mezzotint.methods.reward import BradleyTerryConfig
-from mezzotint.methods.scm import SCMConfig
 from mezzotint.models import ClassDiTConfig, DenoiserConfig, FluxConfig, MMDiTConfig, UNetConfig
-from mezzotint.rewards import RewardModelConfig
-from mezzotint.rewards.model import SmallEncoderConfig
-from mezzotint.text import ByteEncoderConfig
 from mezzotint.text.blank import BlankConfig
-from mezzotint.text.writer import ByteWriterConfig
 from mezzotint.train import checkpoint
 from mezzotint.train.log import read
 from mezzotint.train.parallel import ParallelConfig
@@ -50,32 +26,6 @@ from mezzotint.train.stages import StageConfig
 from mezzotint.train.trainer import RunConfig
 
 Make = Callable[..., RunConfig]
-VISION = OwnConfig("own", layer=1)
-WRITER = ByteWriterConfig(width=32, depth=1, heads=2, length=272)
-METHODS: dict[str, MethodConfig] = {
-    "dpo": DPOConfig(),
-    "consistency": ConsistencyConfig(),
-    "dmd": DMDConfig(critic_turns=1),
-    "flow_grpo": FlowGRPOConfig(goal=BRIGHT, group=2, steps=3, kl=100.0),
-    "refl": ReFLConfig(BRIGHT, steps=3, last=2),
-    "progressive": ProgressiveConfig(first=2, last=1, stage=1),
-    "guidance_distill": GuidanceDistillConfig(),
-    "repa": REPAConfig(vision=VISION, layer=1, hidden=32),
-    "dreambooth": DreamBoothConfig(class_prompt="a ring", pictures=4),
-    "reflow": ReflowConfig(perceptual=0.1),
-    "meanflow": MeanFlowConfig(difference=0.02),
-    "ladd": LADDConfig(),
-    "add": ADDConfig(VISION, levels=1),
-    "scm": SCMConfig(warmup=10, difference=0.02),
-    "lcm": LCMConfig(grid=50, skip=2),
-    "consistency_training": ConsistencyTrainingConfig(stage=3),
-    "reward": BradleyTerryConfig(RewardModelConfig(SmallEncoderConfig((8, 16), ByteEncoderConfig(width=16, heads=2)))),
-    "enhance": EnhanceConfig(WRITER),
-    "enhance_grpo": LetteredConfig(writer=WRITER.replace(length=112), group=2),
-}
-PAIRED = ("dpo", "reward")
-# Of those that train not the student, or not alone.
-LOSSES = {"repa": "student+projector.loss", "reward": "reward.loss", "enhance": "writer.loss", "enhance_grpo": "writer.loss"}
 NETWORKS: dict[str, DenoiserConfig] = {
     "unet": UNetConfig(widths=(8, 16), depths=(0, 1), heads=(1, 2), groups=4, channels=3, text_width=32, pooled_width=32, layers=1),
     "flux": FluxConfig(width=32, joint=1, single=1, heads=2, axes=(4, 6, 6), patch=8, channels=3, text_width=32, pooled_width=32),
@@ -102,23 +52,6 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 def export(folder: Path) -> torch.Tensor:
     """All exported weights, one after the other."""
     return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(folder / "export" / "model.safetensors").items())])
-
-
-def quiet(config: RunConfig, optimizer: str = "adamw") -> RunConfig:
-    """One block, four micro-batches of two, nothing drawn before the end, and no best weights."""
-    last = config.train.steps
-    train = config.train.replace(batch=2, accumulate=4, evaluate=last, preview=last, preview_prompts=(), checkpoint=last)
-    pipeline = config.pipeline.replace(denoiser=config.pipeline.denoiser.replace(depth=1))
-    optim, evaluation = config.optim.replace(name=optimizer), config.evaluation.replace(best="")
-    return replace(config, pipeline=pipeline, train=train, optim=optim, evaluation=evaluation)
-
-
-def of_method(config: RunConfig) -> RunConfig:
-    """Two micro-batches for a student that has an opinion, of captions that are all short."""
-    config = quiet(config)
-    config.train.accumulate = 2
-    data = config.data.replace(long_every=1_000_000)
-    return replace(config, pipeline=PreparedConfig(**vars(config.pipeline)), data=data)
 
 
 def spread(config: RunConfig, denoiser: DenoiserConfig) -> RunConfig:

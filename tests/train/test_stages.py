@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import START, killed_run
 from safetensors.torch import load_file
+from together import START, killed_run
 from torch import Tensor
 
 from mezzotint.cli import main

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import START, killed_run
 from safetensors.torch import load_file
+from together import START, killed_run
 
 from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -167,12 +167,14 @@ class Loader:
         self.source, self.batch_size, self.stream, self.streams, self.device = source, batch_size, stream, streams, device
         self.position = 0
         self.waited = 0.0  # seconds that the caller waited for batches
+        self._stored = isinstance(source, Stored)  # asked once, since Python is slow to answer
         self._ahead: ReadAhead | None = None
 
     def go_on(self, source: Source, batch_size: int, streams: int) -> None:
         """From another source, or in other portions, after the samples that were taken so far: at the next batch that has none of them."""
         taken = self.position * self.streams * self.batch_size
         self.source, self.batch_size, self.streams = source, batch_size, streams
+        self._stored = isinstance(source, Stored)
         self.position = -(-taken // (streams * batch_size))
 
     def __iter__(self) -> "Loader":
@@ -181,8 +183,8 @@ class Loader:
     def __next__(self) -> Batch:
         start = time.perf_counter()
         number = self.position * self.streams + self.stream
-        if isinstance(self.source, Stored):
-            batch = self._read(self.source, number)
+        if self._stored:
+            batch = self._read(number)
         else:
             with torch.device("cpu"):
                 batch = self.source.batch(number, self.batch_size)
@@ -192,7 +194,8 @@ class Loader:
         self.waited += time.perf_counter() - start
         return batch.scaled()
 
-    def _read(self, source: Stored, number: int) -> Batch:
+    def _read(self, number: int) -> Batch:
+        source = cast(Stored, self.source)
         if self._ahead is None or (self._ahead.source, self._ahead.size) != (source, self.batch_size):
             self.close()
             self._ahead = ReadAhead(source, self.batch_size)

@@ -57,18 +57,19 @@ def shares(tensors: Tensors, main: bool) -> dict[str, Share]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):
             if main:
-                own[name] = Share(tensor, (0,) * tensor.ndim)
+                own[name] = Share(tensor.detach(), (0,) * tensor.ndim)
             continue
         mesh = tensor.device_mesh
         first = all(mesh.get_local_rank(axis) == 0 for axis, placed in enumerate(tensor.placements) if placed.is_replicate())
         if first and tensor.to_local().numel():
             _, start = compute_local_shape_and_global_offset(tensor.shape, mesh, tensor.placements)
-            own[name] = Share(tensor.to_local(), tuple(start))
+            own[name] = Share(tensor.to_local().detach(), tuple(start))
     return own
 
 
 class Saver:
-    """Writes the checkpoints of a run while it goes on; it only waits until its tensors are copied, or an earlier one is written.
+    """Writes the checkpoints of a run while it goes on. It only waits for an earlier one to be written, and before its next update until
+    its tensors are copied, which happens beside the forward and backward passes that come first.
 
     The copies live as long as the saver does: memory that is new for every checkpoint costs many times what copying does. Rank 0
     names a checkpoint whole when the files of all ranks are there, which takes a file system that all of them see.
@@ -78,17 +79,27 @@ class Saver:
         self.folder, self.rank, self.world, self.keep = folder, rank, world, keep
         self.copies: dict[str, Tensors] = {}
         self.thread: threading.Thread | None = None
-        self.error: UserError | None = None
+        self.error: Exception | None = None
+        self.copied = threading.Event()
+        self.copied.set()
 
     def save(self, step: int, tensors: dict[str, Tensors], state: dict[str, Any], spare: Collection[int] = ()) -> None:
-        """Copy what this rank has and write it as checkpoint `step`, beside the newest ones and those of the steps to `spare`."""
+        """Begin to write what this rank has as checkpoint `step`, beside the newest ones and those of the steps to `spare`.
+
+        Tensors may change after `settle`.
+        """
         self.finish()
-        copied = {group: self._copy(group, shares(named, self.rank == 0)) for group, named in tensors.items()}
-        self.thread = threading.Thread(target=self._write, args=(step, copied, state, frozenset(spare)), name="checkpoint", daemon=True)
+        own = {group: shares(named, self.rank == 0) for group, named in tensors.items()}
+        self.copied.clear()
+        self.thread = threading.Thread(target=self._write, args=(step, own, state, frozenset(spare)), name="checkpoint", daemon=True)
         self.thread.start()
 
+    def settle(self) -> None:
+        """Wait until what is written is copied."""
+        self.copied.wait()
+
     def check(self) -> None:
-        """Raise the `UserError` of a checkpoint that could not be written."""
+        """Raise the error of a checkpoint that could not be written: a `UserError`, if it is the disk's."""
         if self.error is not None:
             raise self.error
 
@@ -105,14 +116,18 @@ class Saver:
             if name not in kept or kept[name].shape != share.tensor.shape:
                 kept[name] = torch.empty_like(share.tensor, device="cpu", memory_format=torch.contiguous_format)
         if own:  # before the first step optimizers have no state
-            torch._foreach_copy_([kept[name] for name in own], [share.tensor.detach() for share in own.values()])
+            torch._foreach_copy_([kept[name] for name in own], [share.tensor for share in own.values()])
         return {name: Share(kept[name], share.start) for name, share in own.items()}
 
-    def _write(self, step: int, copied: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:
+    def _write(self, step: int, own: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:
         try:
+            copied = {group: self._copy(group, named) for group, named in own.items()}
+            self.copied.set()
             write(self.folder, step, copied, state, self.keep, spare, self.rank, self.world)
-        except UserError as error:
+        except Exception as error:  # it is raised where the loop is
             self.error = error
+        finally:
+            self.copied.set()
 
 
 def write(

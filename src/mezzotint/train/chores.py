@@ -40,11 +40,12 @@ class Chores:
         self.trainer, self.config = trainer, trainer.config
         self.tracker: Tracker | None = None
         self.log: Log | None = None
-        self.by_time = LossByTime()
+        self.by_time = LossByTime(trainer.ranks.total)
         self.best = Best()
         self.norms: dict[str, Norms] = {}
         self.drawn: dict[str, list[bytes]] = {}  # the newest previews: of the student, and of whom it is shown beside
         self.note = ""
+        self.ends = frozenset(trainer.described.ends())
         self.listed = len(trainer.source.bad) if isinstance(trainer.source, Stored) else 0
         self.config.evaluation.compared_with(self.config.init)
 
@@ -112,7 +113,7 @@ class Chores:
 
     def due(self, interval: int) -> bool:
         """Whether something that happens every so many steps, and at the end of a stage, happens now."""
-        return self.trainer.step % interval == 0 or self.trainer.step in self.trainer.described.ends()
+        return self.trainer.step % interval == 0 or self.trainer.step in self.ends
 
     def any_due(self) -> bool:
         """Whether anything that looks at the weights or writes happens now."""

@@ -66,13 +66,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Update:
-    """An update of a role, the number-th turn of its step. verdict: (4,) whether it is not finite, whether it leaps, loss, norm."""
+    """An update of a role, the number-th turn of its step. infinite, leaps: () whether it is not finite, whether it leaps. values: (2,)
+    loss and norm."""
 
     place: Place
     number: int
     turn: Turn
     role: str
-    verdict: Tensor
+    infinite: Tensor
+    leaps: Tensor
+    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,15 @@ class Guard:
         """() float32: one where the update of a role must not happen, else zero. Nothing is read from the device."""
         values = torch.stack([loss, norm]).float()
         infinite = ~values.isfinite().all()
-        leaps = self._leaps(role, values, infinite)
-        self.pending.append(Update(place, number, turn, role, torch.cat([torch.stack([infinite, leaps]).float(), values])))
-        held = infinite | leaps
+        leaps = self._leaps(role, values, infinite) if self.config.deviations else infinite
+        self.pending.append(Update(place, number, turn, role, infinite, leaps, values))
+        held = infinite | leaps if self.config.deviations else infinite
         if self.config.policy != "skip":
             self.tripped = held = held if self.tripped is None else held | self.tripped
         return held.float()
 
     def _leaps(self, role: str, values: Tensor, infinite: Tensor) -> Tensor:
         """Whether a value is far above the window, which it then enters. A window that is not full has no median, and nothing leaps."""
-        if not self.config.deviations:
-            return torch.zeros_like(infinite)
         window = self.windows.get(role)
         if window is None:
             window = values.new_full((2, self.config.window), torch.nan)
@@ -127,9 +128,8 @@ class Guard:
         This waits for the device. Raises BadStepError where too many in a row were skipped.
         """
         updates, self.pending, self.tripped = self.pending, [], None
-        verdicts = torch.stack([u.verdict for u in updates]).tolist() if updates else []
         found = []
-        for u, (infinite, leaps, loss, norm) in zip(updates, verdicts, strict=True):
+        for u, (infinite, leaps, loss, norm) in zip(updates, _verdicts(updates), strict=True):
             held = bool(infinite or leaps)
             self.row = self.row + 1 if held else 0
             if held:
@@ -146,6 +146,14 @@ class Guard:
         """The inverse of `state`."""
         self.row, self.pending, self.tripped = state["row"], [], None
         self.windows = {role: torch.tensor(window, device=device) for role, window in state["windows"].items()}
+
+
+def _verdicts(updates: Sequence[Update]) -> list[list[float]]:
+    """For every update whether it is not finite, whether it leaps, its loss and its norm, read from the device at once."""
+    if not updates:
+        return []
+    bad = torch.stack([flag for u in updates for flag in (u.infinite, u.leaps)]).view(-1, 2)
+    return torch.cat([bad.float(), torch.stack([u.values for u in updates])], 1).tolist()
 
 
 def check_precision(roles: Mapping[str, Role]) -> None:

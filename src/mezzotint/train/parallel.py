@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +26,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mezzotint import config
@@ -45,7 +46,7 @@ class ParallelConfig(config.Config, kind="parallel"):
     device: "auto" is a GPU where there is one. shard: ranks over which every role is spread; 0 is all of them, and n makes groups of n
     that are replicas of each other (HSDP), so that 1 replicates. replicate_text: keep frozen text encoders whole on every rank.
     context: ranks that share one sample, each with a part of its tokens. offload: frozen weights wait in the CPU's memory, and are on
-    the device while their block computes.
+    the device while their block computes; so do optimizer states of roles that do not step in a turn, until one comes in which they do.
     checkpoint: what a block keeps for the backward pass: everything, the results of its matrix products and attentions, or its input
     only. compile: every block by torch.compile. precision: of what is computed under autocast; weights, gradients, states and averages
     are float32 in any case. timeout: minutes after which a rank that waits for another gives up.
@@ -306,6 +307,26 @@ def _shard(part: nn.Module, mesh: DeviceMesh, waits: bool = False) -> None:
         sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=where)
         sharded.set_force_sum_reduction_for_comms(True)
         sharded.set_gradient_divide_factor(1.0)
+
+
+def store_states_(optimizers: Iterable[Optimizer]) -> None:
+    """Let the states of optimizers wait in the CPU's memory. Counters of steps stay, since fused kernels read them."""
+    for here in _states(optimizers):
+        if here.device.type != "cpu":
+            here.data = torch.empty_like(here, device="cpu", pin_memory=True).copy_(here)
+
+
+def fetch_states_(optimizers: Iterable[Optimizer], device: torch.device) -> None:
+    """The inverse of `store_states_`."""
+    for here in _states(optimizers):
+        here.data = here.to(device)
+
+
+@torch.no_grad()
+def _states(optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    """This rank's shares of all states but counters, the very tensors."""
+    values = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    return [value.to_local() if isinstance(value, DTensor) else value for value in values if value.ndim]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ xDiT's documents). Kernels too small to fill a GPU, loading and the launching of
 
 Over N GPUs weights, averages, gradients and optimizer states are sharded (FSDP): every call of a network gathers its weights, block
 by block, again for its gradient, and scatters gradients in float32. Where GPUs share a sample, what they exchange for it is what blocks
-that were cut for them send in the rehearsal; where frozen weights wait in the CPU's memory, a GPU fetches its share for every call.
+that were cut for them send in the rehearsal; where what is idle waits in the CPU's memory, a GPU fetches its share of frozen weights
+for every call, and states whenever a turn is of other roles than the one before.
 Precision "bfloat16" is that of autocast: products are in bfloat16,
 and weights, gradients, states, averages and evaluation in float32.
 """
@@ -63,7 +64,7 @@ PER_STEP = ("flops", "compute_s", "communication_s", "update_s", "step_s", "imag
 class Setup:
     """How a run is laid out. checkpointing: every block's activations are computed again for its gradient. lora: rank, 0 for none.
 
-    context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory.
+    context: GPUs that share a sample. offload: frozen weights wait in the CPU's memory, and states of roles that do not step.
     """
 
     gpus: int = 1
@@ -155,9 +156,10 @@ class Rehearsed:
                 self._wrap(net, setup, role.trained)
         self.half = setup.precision == "bfloat16"
         self.turns: list[Turned] = []
+        self.states: dict[str, set[int]] = {}  # of the optimizers of each role
+        self.spans: list[tuple[Turn, int, int]] = []  # steps of the rehearsal, with the roles whose states are at hand meanwhile
         self.stepped: dict[type[Optimizer], list[tuple[int, int]]] = {}  # work of the kernels of optimizers that are not one fused kernel
         self.activations = 0.0
-        self.start = self.end = 0
 
     def _numbers(self, tensors: Iterable[Tensor]) -> set[int]:
         return {self.rehearsal.number(x) for x in tensors}
@@ -180,13 +182,14 @@ class Rehearsed:
             for p in parameters:
                 p.grad = torch.zeros_like(p)
             self._update(name, first=True)
-        states = (state for optimizers in self.optimizers.values() for optimizer in optimizers for state in optimizer.state.values())
-        self.lasting["states"] = self._numbers(x for state in states for x in state.values())
-        self.start = len(self.rehearsal.steps)
+        for name, optimizers in self.optimizers.items():
+            self.states[name] = self._numbers(x for o in optimizers for state in o.state.values() for x in state.values())
+        self.lasting["states"] = set[int]().union(*self.states.values())
         loader = Loader(self.source, self.config.train.batch)
         batches: list[Batch] = []
+        turns, start = self.method.turns(0), len(self.rehearsal.steps)
         self.turns.append(self._watched((), lambda: self._experience(loader, rounds, batches)))
-        for turn in self.method.turns(0):
+        for turn in turns:
             for name, parameters in self.parameters.items():
                 for p in parameters:
                     p.requires_grad_(name in turn)
@@ -194,8 +197,10 @@ class Rehearsed:
             for name in turn:
                 self.lasting["gradients"] |= self._numbers(p.grad for p in self.parameters[name] if p.grad is not None)
                 self._update(name)
+            self.spans.append((turn, start, len(self.rehearsal.steps)))
+            start = len(self.rehearsal.steps)
         self.method.after_step(0)
-        self.end = len(self.rehearsal.steps)
+        self.spans.append((turns[-1], start, len(self.rehearsal.steps)))
 
     def _experience(self, loader: Loader, rounds: int, batches: list[Batch]) -> None:
         with self._precision():
@@ -267,26 +272,42 @@ class Rehearsed:
         train = self.config.train
         pipeline = self.averages["student"].shown if "student" in self.averages else self.method.student
         assert isinstance(pipeline, Pipeline)
-        self.start = len(self.rehearsal.steps)
+        start = len(self.rehearsal.steps)
         heldout_loss(pipeline, self.source.held_out(train.held_out))
         prompts = list(train.preview_prompts) or self.source.held_out(8).prompts
         sampling = self.config.pipeline.sampling
         pipeline(prompts[: sampling.batch], steps=min(PREVIEW_STEPS, sampling.steps))  # one batch after the other
-        self.end = len(self.rehearsal.steps)
+        self.spans.append(((), start, len(self.rehearsal.steps)))
 
-    def shares(self, setup: Setup) -> dict[str, dict[int, float]]:
-        """How much of what lasts one of several GPUs holds."""
+    def shares(self, setup: Setup, turn: Turn) -> dict[str, dict[int, float]]:
+        """How much of what lasts one of several GPUs holds in a turn."""
         shares = {kind: dict.fromkeys(numbers, 1 / setup.gpus) for kind, numbers in self.lasting.items()}
         if setup.offload:
             shares["weights"] |= dict.fromkeys(self._numbers(p for part in self.waiting for p in part.parameters()), 0.0)
+            for name in self.states.keys() - set(turn):
+                shares["states"] |= dict.fromkeys(self.states[name], 0.0)
         return shares
+
+    def fullest(self, setup: Setup) -> dict[str, float]:
+        """Bytes of what lasts, by kind, in the turn in which one GPU holds most of it."""
+        turns = [{kind: self.rehearsal.held(part) for kind, part in self.shares(setup, turn).items()} for turn, _, _ in self.spans]
+        return max(turns, key=lambda held: sum(held.values()))
+
+    def exchanged(self, setup: Setup) -> float:
+        """Bytes of states that leave and come in a step, wherever a turn is of other roles than the one before."""
+        turns = [turn for turn, _, _ in self.spans]
+        held = [self.rehearsal.held(self.shares(setup, turn)["states"]) for turn in turns]
+        return sum(held[k] + held[k - 1] for k in range(len(turns)) if turns[k] != turns[k - 1])
 
     def peak(self, setup: Setup) -> float:
         """The most bytes that one GPU holds in what was rehearsed."""
-        shares = {number: share for numbers in self.shares(setup).values() for number, share in numbers.items()}
-        if setup.sharded:
-            shares |= dict.fromkeys(self.rehearsal.casts, 0.0)  # weights come in bfloat16 then, and `unsharded` has them
-        return self.rehearsal.peak(self.start, self.end, shares) + self.unsharded(setup)
+        peaks = []
+        for turn, start, end in self.spans:
+            shares = {number: share for numbers in self.shares(setup, turn).values() for number, share in numbers.items()}
+            if setup.sharded:
+                shares |= dict.fromkeys(self.rehearsal.casts, 0.0)  # weights come in bfloat16 then, and `unsharded` has them
+            peaks.append(self.rehearsal.peak(start, end, shares))
+        return max(peaks) + self.unsharded(setup)
 
     def unsharded(self, setup: Setup) -> float:
         """Bytes of what is put together, or fetched: what is in no block, two blocks, and the gradient of one in float32."""
@@ -406,7 +427,7 @@ def by_stage(config: RunConfig, setup: Setup, device: Device) -> list[Plan]:
 def _plan(config: RunConfig, setup: Setup, device: Device) -> Plan:
     """What a run without stages needs."""
     run, evaluated = rehearsed(config, setup)
-    size = {kind: run.rehearsal.held(shares) / 1e9 for kind, shares in run.shares(setup).items()}
+    size = {kind: held / 1e9 for kind, held in run.fullest(setup).items()}
     lasting = size["weights"] + size["averages"] + size["states"]
     peaks = (run.peak(setup) / 1e9, evaluated.peak(setup) / 1e9 + size["states"], lasting)
     memory = (USABLE * device.memory - CONTEXT) / 1e9
@@ -460,8 +481,10 @@ def times(run: Rehearsed, config: RunConfig, setup: Setup, device: Device) -> tu
     if setup.offload:
         share = repeats * MASTER / setup.gpus
         sent = [s + share * turn.fetched / device.host for s, turn in zip(sent, run.turns, strict=True)]
-    lasting = sum(run.rehearsal.held(shares) for shares in run.shares(setup).values())
+    lasting = sum(run.rehearsal.held(shares) for shares in run.shares(setup, tuple(run.states)).values())
     update = 2 * lasting / device.bandwidth
+    if setup.offload:
+        update += run.exchanged(setup) / device.host
     for kind, work in run.stepped.items():
         update += kernel_seconds(work, device.bf16, device.bandwidth) / (1 if kind is Muon else setup.gpus)
     return compute, sent, update

@@ -231,11 +231,14 @@ UPPER = {"layer_norm", "group_norm", "rms_norm", "softmax", "norm", "pow", "exp"
 
 
 class _Autocast(TorchFunctionMode):
-    """`Rehearsal.autocast`. A backward pass suspends it, as it suspends all modes of its kind."""
+    """`Rehearsal.autocast`. A backward pass suspends it, as it suspends all modes of its kind. copies: of weights that have gradients,
+    which autocast makes once and keeps until it is left, also where a block is computed again for its gradient.
+    """
 
     def __init__(self, rehearsal: Rehearsal) -> None:
         super().__init__()
         self.rehearsal = rehearsal
+        self.copies: dict[Tensor, Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
@@ -249,9 +252,13 @@ class _Autocast(TorchFunctionMode):
     def _cast(self, dtype: torch.dtype, x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype:
             return x
+        if x in self.copies:
+            return self.copies[x]
         cast = x.to(dtype)
         if isinstance(x, torch.nn.Parameter):
             self.rehearsal.casts.add(self.rehearsal.number(cast))
+            if x.requires_grad and torch.is_grad_enabled():
+                self.copies[x] = cast
         return cast
 
 

@@ -55,9 +55,8 @@ from mezzotint.train.guard import (
     enough_memory,
     explain,
 )
-from mezzotint.train.log import by_time
 from mezzotint.train.optim import OptimConfig, block, clip_, step_
-from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, gather
+from mezzotint.train.parallel import ParallelConfig, Ranks, empty_copy, fetch_states_, gather, store_states_
 from mezzotint.train.speed import Operations
 from mezzotint.train.stages import StageConfig, become, changed
 from mezzotint.train.stop import Stopped, StopRequest
@@ -65,7 +64,6 @@ from mezzotint.train.track import TrackerName, open_tracker
 from mezzotint.weights.lora import write as write_adapter
 
 LAST_WRITE = 30.0  # seconds that a run which breaks gives to the checkpoint that is being written
-TIMES = "loss_by_time"
 
 
 @dataclass
@@ -193,6 +191,7 @@ class Trainer:
         self.parameters = {name: [p for _, p in pairs] for name, pairs in named.items()}
         self.blocks = {name: [block(n) for n, _ in pairs] for name, pairs in named.items()}
         self.optimizers = {name: optim.build(module) for name, module in trained.items()}
+        self.released: Turn | None = None  # the turn whose roles may have gradients
         self.operations = Operations()
         for role in roles.values():
             if isinstance(role.module, Pipeline):
@@ -322,22 +321,28 @@ class Trainer:
             loss, metrics = self._loss(portion, turn, number)
             check_loss(loss, metrics)
             share = len(portion.batch) / samples
-            (loss * share).backward()
-            parts = {key: share * value.detach().float().mean() for key, value in {**metrics, "loss": loss}.items() if key != "t"}
+            loss.backward(torch.full_like(loss, share))
+            parts = {key: share * _mean(value.detach().float()) for key, value in {**metrics, "loss": loss}.items() if key != "t"}
             if not prefix and "t" in metrics and metrics["t"].shape == metrics.get("loss", loss).shape:
-                parts[TIMES] = by_time(metrics["t"], metrics["loss"])
+                self.chores.by_time.add(metrics["t"], metrics["loss"])
             sums = {key: sums[key] + part if key in sums else part for key, part in parts.items()}
         sums = self.ranks.total(sums)
-        if TIMES in sums:
-            self.chores.by_time.add(sums.pop(TIMES))
         logged.update({prefix + key: value for key, value in sums.items()})
         return sums["loss"]
 
     def _release(self, turn: Turn) -> None:
-        """Let the roles of a turn have gradients, and no others."""
+        """Let the roles of a turn have gradients, and no others; nor have these their states at hand, where what is idle waits."""
+        if turn == self.released:
+            return
+        self.released = turn
         for name, parameters in self.parameters.items():
             for p in parameters:
                 p.requires_grad_(name in turn)
+        if self.config.parallel.offload:
+            for name in self.optimizers.keys() - set(turn):  # first: there may not be room for both
+                store_states_(self.optimizers[name])
+            for name in turn:
+                fetch_states_(self.optimizers[name], self.ranks.device)
 
     def _loss(self, portion: Portion, turn: Turn, number: int) -> tuple[Tensor, Metrics]:
         self._seed(portion.micro, number, portion.index)
@@ -347,6 +352,7 @@ class Trainer:
     def _update(self, name: str, place: Place, turn: Turn, number: int, loss: Tensor, logged: dict[str, Tensor]) -> None:
         """Clip, step the optimizers unless the guard holds them, and move the average of one role."""
         norms = clip_(self.parameters[name], self.config.optim.clip)
+        self.saver.settle()
         held = self.guard.judge(place, number, turn, name, loss, norms.total)
         logged["grad_norm" if name == "student" else f"{name}.grad_norm"] = norms.total
         self.chores.norms[name] = norms
@@ -517,6 +523,7 @@ class Trainer:
             module, group = self.method.roles[name].module, f"{name}.optimizer"
             tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved, group)
         saved.fill(tensors)
+        self.released = None  # states are all at hand
         self.loader.position, self.seconds = saved.state["position"], saved.state["seconds"]
         self.moved = dict(saved.state["moved"])
         self.guard.restore(saved.state["guard"], self.ranks.device)
@@ -553,6 +560,10 @@ def _started(config: RunConfig) -> Pipeline:
     pipeline = config.pipeline.build()
     load_weights(pipeline, start.state_dict(), Path(config.init))
     return pipeline
+
+
+def _mean(value: Tensor) -> Tensor:
+    return value.mean() if value.ndim else value
 
 
 def _mixed(*numbers: int) -> int:

@@ -80,8 +80,8 @@ class Mortal(Trainer):
         return computed
 
 
-class Coupled(Worlds):
-    """A source whose pictures are latents that come with their noise."""
+class Coupled(Uneven):
+    """A source as uneven, whose pictures are latents that come with their noise."""
 
     def batch(self, number: int, size: int) -> Batch:
         batch = super().batch(number, size)
