@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS = 1024
+AHEAD = 1 << 25  # bytes that are read before they are asked for
 STAMP = b"mezzotint:stage"  # in a column's metadata: which stage made it, from what
 NOTES = "mezzotint"  # folder in the table for what is not rows: the journal of a stage that is not done, and the lock
 
@@ -119,10 +120,11 @@ class Table:
         return int(self.dataset.count_rows())
 
     def batches(self, columns: Sequence[str], rows: int = ROWS, fragment: int | None = None) -> "Iterator[pa.RecordBatch]":
-        """All rows of some columns in order, or those of one fragment."""
+        """All rows of some columns in order, or those of one fragment. A batch or two and `AHEAD` are in memory."""
         self.check(columns)
         chosen = None if fragment is None else [self.fragments[fragment]]
-        yield from self.dataset.scanner(columns=list(columns), batch_size=rows, fragments=chosen, scan_in_order=True).to_batches()
+        sparing = {"batch_readahead": 1, "fragment_readahead": 1, "io_buffer_size": AHEAD}  # else a fragment is read whole, and more
+        yield from self.dataset.scanner(list(columns), batch_size=rows, fragments=chosen, scan_in_order=True, **sparing).to_batches()
 
     def read(self, columns: Sequence[str]) -> "pa.Table":
         """Some columns whole: for those that are small."""
