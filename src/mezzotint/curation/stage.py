@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mezzotint import config
-from mezzotint.data.table import NOTES, Table
+from mezzotint.data.table import NOTES, Table, disk
 from mezzotint.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class Worker:
         rows = self.table.batches(self.stage.reads, self.stage.rows, fragment)
         reader = pa.RecordBatchReader.from_batches(self.writes, map(self._checked, rows))
         try:
-            description, _ = self.table.fragments[fragment].merge_columns(reader)
+            with disk(self.table.path):
+                description, _ = self.table.fragments[fragment].merge_columns(reader)
         except Exception:
             if self.failed:
                 raise self.failed from None
@@ -201,15 +202,17 @@ class _Journal:
         self.table, self.stage = table, stage
         name = hashlib.sha256(json.dumps(_due(table, stage), sort_keys=True).encode()).hexdigest()[:16]
         self.folder: Path = table.path / NOTES / f"{stage.kind}-{name}-{table.version}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with disk(table.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.parts = {int(file.stem): file.read_text() for file in self.folder.glob("*.json")}
 
     def note(self, fragment: int, part: str) -> None:
         """Remember a fragment, also if the power fails now."""
         self.parts[fragment] = part
         writing = self.folder / f"{fragment}.part"
-        writing.write_text(part)
-        writing.replace(self.folder / f"{fragment}.json")
+        with disk(self.table.path):
+            writing.write_text(part)
+            writing.replace(self.folder / f"{fragment}.json")
 
     def commit(self) -> Table:
         """Make all new columns visible at once."""
@@ -217,8 +220,9 @@ class _Journal:
 
         table = self.table
         parts = [lance.FragmentMetadata.from_json(self.parts[number]) for number in table.fragments]
-        schema = _numbered(next(iter(table.fragments.values())), _stamped(table, self.stage))
-        committed = lance.LanceDataset.commit(str(table.path), lance.LanceOperation.Merge(parts, schema), read_version=table.version)
+        with disk(table.path):
+            schema = _numbered(next(iter(table.fragments.values())), _stamped(table, self.stage))
+            committed = lance.LanceDataset.commit(str(table.path), lance.LanceOperation.Merge(parts, schema), read_version=table.version)
         for file in self.folder.iterdir():
             file.unlink()
         with suppress(OSError):
