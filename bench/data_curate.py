@@ -151,17 +151,18 @@ def main() -> None:
         print(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024)
         return
     tables.ROWS = min(tables.ROWS, max(1, options.rows // (4 * options.workers)))  # a fragment is the least that a process gets
-    processes = partial(multiprocessing.get_context("fork").Pool, options.workers)
+    # One for the pictures and one for each round, before Lance has threads, which a fork loses.
+    pools = [multiprocessing.get_context("fork").Pool(options.workers) for _ in range(options.rounds + 1)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = options.pictures or folder / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
-        with processes() as pool:
+        with pools.pop() as pool:
             paths = fill(pictures, options.rows, pool)
         ratios, cpu_ratios, rates = [], [], []
         for number in range(options.rounds):
             place = made(paths, folder / f"{number}.lance")
-            with processes() as pool:
+            with pools.pop() as pool:
                 mine, mine_cpu, kept = timed(partial(ours, place, options.workers))
                 theirs, their_cpu, also = timed(partial(script, paths, folder / "script.jsonl", pool))
             shutil.rmtree(place)
