@@ -4,7 +4,7 @@ In: a table, and a stage: a description that knows which columns it reads, which
 batch of the other. Out: the table with those columns, stamped with what made them.
 How: Daft deals the table's fragments out to workers. Each writes the new columns of its fragment beside the old ones, and the
 driver notes that in a journal; when all are there, one commit makes them visible. So nothing is half there, a killed run goes on with the
-fragments that are missing, and memory is that of a fragment for each worker.
+fragments that are missing, and memory is that of a batch or two for each worker.
 """
 
 import ctypes
