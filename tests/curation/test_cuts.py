@@ -1,11 +1,13 @@
 """Verdicts: from which columns, in which order, and what a change of a threshold costs."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import dirty
+import lance
 import pyarrow as pa
 import pytest
 
@@ -143,3 +145,47 @@ def test_worker_processes_make_the_same_table(tmp_path: Path, monkeypatch: pytes
         made.append(table.read([name for name in table.columns if name != "content"]))
     assert made[0].equals(made[1])
     assert len(set(made[0]["verdict"].to_pylist())) > 3
+
+
+class KilledError(BaseException):
+    """Where a process would have ended."""
+
+
+def both_recipes(place: Path) -> pa.Table:
+    """What a table comes to under one recipe, and then under another, which replaces verdicts."""
+    other = pixels()
+    other.cuts = (Cut("short_side", least=65), *other.cuts[1:])
+    for recipe in (pixels(), other):
+        table = curate(Table.open(place), recipe, workers=1)
+    return table.read([name for name in table.columns if name != "content"])
+
+
+def test_a_run_that_ends_at_any_change_of_the_table_goes_on_to_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = dirty.dirty(dirty.worlds(3, size=64), 1, kinds=["tiny", "exact"])
+    whole = Table.create(tmp_path / "whole.lance", dirty.rows(samples))
+    left, after, changes = 1000, False, 0
+
+    def ending(change: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*values: Any, **named: Any) -> Any:
+            nonlocal left, changes
+            left, changes = left - 1, changes + 1
+            if not left and not after:
+                raise KilledError
+            result = change(*values, **named)
+            if not left:
+                raise KilledError
+            return result
+
+        return counted
+
+    for name in ("add_columns", "drop_columns", "commit"):
+        monkeypatch.setattr(lance.LanceDataset, name, ending(getattr(lance.LanceDataset, name)))
+    shutil.copytree(whole.path, tmp_path / "sound.lance")
+    expected = both_recipes(tmp_path / "sound.lance")
+    for number in range(1, changes + 1):
+        place = tmp_path / f"{number}.lance"
+        shutil.copytree(whole.path, place)
+        left, after = number, number % 2 == 0
+        with pytest.raises(KilledError):
+            both_recipes(place)
+        assert both_recipes(place).equals(expected)

@@ -155,11 +155,11 @@ KILLED = """
 import sys, time
 from mezzotint.data import ingest
 ingest.BYTES = 1
-read = ingest._row
+read = ingest.as_row
 def slow(item, limit):
     time.sleep(0.05)
     return read(item, limit)
-ingest._row = slow
+ingest.as_row = slow
 ingest.ingest(sys.argv[1], sys.argv[2], progress=lambda what, count: print(count, flush=True))
 """
 

@@ -4,9 +4,10 @@ In: a table, and a stage: a description that knows which columns it reads, which
 batch of the other. Out: the table with those columns, stamped with what made them.
 How: Daft deals the table's fragments out to workers. Each writes the new columns of its fragment beside the old ones, and the
 driver notes that in a journal; when all are there, one commit makes them visible. So nothing is half there, a killed run goes on with the
-fragments that are missing, and memory is that of a fragment for each worker.
+fragments that are missing, and memory is that of a batch or two for each worker.
 """
 
+import ctypes
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mezzotint import config
-from mezzotint.data.table import NOTES, Table
+from mezzotint.data.table import NOTES, Table, disk
 from mezzotint.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
 Compute = Callable[["pa.RecordBatch"], "pa.RecordBatch"]
 EngineName = Literal["native", "ray"]
 Progress = Callable[[int, int], None]  # rows done, of how many
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Stage(config.Config, ABC, kind="curation stage"):
     """Columns from columns, row by row: no row of the result may depend on another row.
 
-    reads: the columns it needs. rows: how many it gets at once. revision: raised by whoever changes what the same settings compute.
-    needs: modules that it imports beyond those of the data engine. extra: what installs them.
+    reads: the columns it needs. rows: how many it gets at once, at most. revision: raised by whoever changes what the same settings
+    compute. needs: modules that it imports beyond those of the data engine. extra: what installs them.
     """
 
     reads: ClassVar[tuple[str, ...]]
-    rows: ClassVar[int] = 64
+    rows: ClassVar[int] = 16
     revision: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "data"
@@ -98,19 +100,20 @@ class Worker:
     """Computes the columns of one fragment at a time, and writes them. Made in the process that it works in."""
 
     def __init__(self, path: str, version: int, stage: Stage) -> None:
+        _give_back()
         self.table, self.stage = Table.open(path, version), stage
         self.writes, self.compute = _stamped(self.table, stage), stage.open()
         self.failed: Exception | None = None
 
     def __call__(self, fragment: int) -> str:
         """The description of the fragment with the new columns, which no one sees before it is committed."""
-        from lance.udf import BatchUDF
+        import pyarrow as pa
 
-        compute = BatchUDF(self._checked, output_schema=self.writes)  # a bare function would be tried on a row first
+        rows = self.table.batches(self.stage.reads, self.stage.rows, fragment)
+        reader = pa.RecordBatchReader.from_batches(self.writes, map(self._checked, rows))
         try:
-            description, _ = self.table.fragments[fragment].merge_columns(
-                compute, columns=list(self.stage.reads), batch_size=self.stage.rows
-            )
+            with disk(self.table.path):
+                description, _ = self.table.fragments[fragment].merge_columns(reader)
         except Exception:
             if self.failed:
                 raise self.failed from None
@@ -126,6 +129,15 @@ class Worker:
         if result.num_rows != batch.num_rows:
             raise ValueError(f"stage {self.stage.kind!r} must give a row for each of {batch.num_rows}, not {result.num_rows}")
         return result.cast(self.writes)
+
+
+def _give_back() -> None:
+    """Have freed memory go back to the system. glibc keeps all blocks smaller than the largest that was ever freed, in each of Lance's
+    threads: a few hundred megabytes of the batches that were. Where another library allocates, nothing happens."""
+    with suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 21)
+        mallopt(M_TRIM_THRESHOLD, 1 << 24)  # at least a few pictures: else each of them would be paid for with page faults
 
 
 def deal(
@@ -190,15 +202,17 @@ class _Journal:
         self.table, self.stage = table, stage
         name = hashlib.sha256(json.dumps(_due(table, stage), sort_keys=True).encode()).hexdigest()[:16]
         self.folder: Path = table.path / NOTES / f"{stage.kind}-{name}-{table.version}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with disk(table.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.parts = {int(file.stem): file.read_text() for file in self.folder.glob("*.json")}
 
     def note(self, fragment: int, part: str) -> None:
         """Remember a fragment, also if the power fails now."""
         self.parts[fragment] = part
         writing = self.folder / f"{fragment}.part"
-        writing.write_text(part)
-        writing.replace(self.folder / f"{fragment}.json")
+        with disk(self.table.path):
+            writing.write_text(part)
+            writing.replace(self.folder / f"{fragment}.json")
 
     def commit(self) -> Table:
         """Make all new columns visible at once."""
@@ -206,8 +220,9 @@ class _Journal:
 
         table = self.table
         parts = [lance.FragmentMetadata.from_json(self.parts[number]) for number in table.fragments]
-        schema = _numbered(next(iter(table.fragments.values())), _stamped(table, self.stage))
-        committed = lance.LanceDataset.commit(str(table.path), lance.LanceOperation.Merge(parts, schema), read_version=table.version)
+        with disk(table.path):
+            schema = _numbered(next(iter(table.fragments.values())), _stamped(table, self.stage))
+            committed = lance.LanceDataset.commit(str(table.path), lance.LanceOperation.Merge(parts, schema), read_version=table.version)
         for file in self.folder.iterdir():
             file.unlink()
         with suppress(OSError):

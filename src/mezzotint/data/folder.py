@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ from rich.progress import track
 
 from mezzotint import config
 from mezzotint.data.batch import Batch
-from mezzotint.data.decode import UnusableError, opened, square
+from mezzotint.data.decode import UnusableError, square
 from mezzotint.data.rows import CAPTIONS, MEMORY, Row, Rows, TableConfig, check
-from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, reasons, refusal, sidecar, survey
+from mezzotint.data.sources import as_row, of_folder
+from mezzotint.data.survey import SUFFIXES, Bad, Contents, identity, reasons, refusal, survey
 from mezzotint.data.table import Table, is_table, schema
 from mezzotint.errors import UserError
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 THREADS = min(4, os.cpu_count() or 1)
 CHUNK = 64  # images in flight, which bounds the memory beside the result
 PROGRESS_FROM = 200  # images
-READING = 1  # raised when rows are made of files in another way
+READING = 2  # raised when rows are made of files in another way
 
 
 @dataclass
@@ -194,26 +195,7 @@ def _rows(contents: Contents, names: Sequence[str]) -> "Iterator[pa.RecordBatch]
     import pyarrow as pa
 
     for start in range(0, len(names), CHUNK):
-        yield pa.RecordBatch.from_pylist([_row(contents, name) for name in names[start : start + CHUNK]], schema=schema())
-
-
-def _row(contents: Contents, name: str) -> dict[str, Any]:
-    """The columns of an image, also of one that cannot be used."""
-    captions: tuple[str, ...] = tuple(contents.captions.get(name, ()))
-    content, size, format_, fault = None, (0, 0), "", contents.files[name] or contents.faults.get(name, "")
-    try:
-        if not fault:
-            captions = captions or sidecar(contents, name)
-            content = (contents.root / name).read_bytes()
-            with opened(content) as image:
-                size, format_ = image.size, image.format or ""
-    except PermissionError:
-        fault = "no permission to read"
-    except UnusableError as error:
-        fault = str(error)
-    sha256 = "" if content is None else hashlib.sha256(content).hexdigest()
-    known = {"id": identity(name), "content": content, "media": "image", "captions": captions, "width": size[0], "height": size[1]}
-    return {**known, "format": format_, "sha256": sha256, "source": identity(str(contents.root)), "fault": fault}
+        yield pa.RecordBatch.from_pylist([as_row(of_folder(contents, name)) for name in names[start : start + CHUNK]], schema=schema())
 
 
 # From the table to pictures.

@@ -9,7 +9,6 @@ its `fault`. The ids of a table are kept in memory while rows are added: about a
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -24,11 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mezzotint.data import records, sources
-from mezzotint.data.decode import UnusableError
 from mezzotint.data.download import download
 from mezzotint.data.fetch import Manners
-from mezzotint.data.header import CLIPS, LIMIT, Header, header, moves, read, too_large
-from mezzotint.data.sources import SEEN, Item, Reader
+from mezzotint.data.header import LIMIT
+from mezzotint.data.sources import SEEN, Item, Reader, as_row
 from mezzotint.data.survey import Bad, identity
 from mezzotint.data.table import ROWS, Table, is_table, schema
 from mezzotint.errors import UserError
@@ -251,7 +249,7 @@ def _batches(items: Iterable[Item], report: Report, limit: int, progress: Progre
 
     with ThreadPoolExecutor(THREADS) as pool:
         for group in _groups(items, limit):
-            rows = list(pool.map(partial(_row, limit=limit), group))
+            rows = list(pool.map(partial(as_row, limit=limit), group))
             report.add(rows)
             yield pa.RecordBatch.from_pylist(rows, schema=schema())
             if progress:
@@ -270,37 +268,6 @@ def _groups(items: Iterable[Item], limit: int) -> Iterator[list[Item]]:
         size += more
     if group:
         yield group
-
-
-def _row(item: Item, limit: int) -> dict[str, Any]:
-    """The columns of an item, also of one that cannot be read."""
-    content, found, fault = None, Header(0, 0, ""), item.fault or item.notes.fault
-    try:
-        content = read(item.content, limit) if isinstance(item.content, Path) else item.content
-        if content is not None and len(content) > limit:
-            content = None
-            raise UnusableError(too_large(limit))
-        if content is not None:
-            found = header(content)
-    except UnusableError as error:
-        fault = fault or str(error)
-    clip = (content is not None and moves(content, found.format)) or item.id.lower().endswith(CLIPS)
-    return {
-        "id": item.id,
-        "content": content,
-        "media": "clip" if clip else "image",
-        "captions": list(item.notes.captions),
-        "width": found.width,
-        "height": found.height,
-        "format": found.format,
-        "sha256": "" if content is None else hashlib.sha256(content).hexdigest(),
-        "source": item.source,
-        "url": item.notes.url,
-        "licence": item.notes.licence or found.rights or None,
-        "opt_out": item.notes.opt_out,
-        "repeats": item.notes.repeats,
-        "fault": fault,
-    }
 
 
 def _watched(batches: "Iterable[pa.RecordBatch]", failed: list[BaseException]) -> "Iterator[pa.RecordBatch]":

@@ -6,6 +6,7 @@ Gotchas: nothing is opened that a link, a `..` or an absolute name places outsid
 the same order, as long as the files are the same.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mezzotint.data.decode import UnusableError
-from mezzotint.data.header import CLIPS, LIMIT, too_large
+from mezzotint.data.header import CLIPS, LIMIT, Header, header, moves, read, too_large
 from mezzotint.data.survey import LONGEST, METADATA, SUFFIXES, Bad, Contents, identity, is_utf8, sidecar, survey
 
 SEEN = (*SUFFIXES, *CLIPS)
@@ -63,6 +64,37 @@ class Item:
 Reader = Callable[[str], Iterator[Item | Bad]]
 
 
+def as_row(item: Item, limit: int = LIMIT) -> dict[str, Any]:
+    """The columns of an item in a table, also of one that cannot be read, or has more bytes than `limit`."""
+    content, found, fault = None, Header(0, 0, ""), item.fault or item.notes.fault
+    try:
+        content = read(item.content, limit) if isinstance(item.content, Path) else item.content
+        if content is not None and len(content) > limit:
+            content = None
+            raise UnusableError(too_large(limit))
+        if content is not None:
+            found = header(content)
+    except UnusableError as error:
+        fault = fault or str(error)
+    clip = (content is not None and moves(content, found.format)) or item.id.lower().endswith(CLIPS)
+    return {
+        "id": item.id,
+        "content": content,
+        "media": "clip" if clip else "image",
+        "captions": list(item.notes.captions),
+        "width": found.width,
+        "height": found.height,
+        "format": found.format,
+        "sha256": "" if content is None else hashlib.sha256(content).hexdigest(),
+        "source": item.source,
+        "url": item.notes.url,
+        "licence": item.notes.licence or found.rights or None,
+        "opt_out": item.notes.opt_out,
+        "repeats": item.notes.repeats,
+        "fault": fault,
+    }
+
+
 def noted(row: Mapping[str, Any]) -> Notes:
     """What the columns of a row say: names as img2dataset, Hugging Face and we write them, in whatever case."""
     cells = {str(key).lower(): value for key, value in row.items()}
@@ -102,7 +134,7 @@ def folder(path: str) -> Iterator[Item | Bad]:
     captions = {PurePosixPath(name).with_suffix(".txt").as_posix() for name in contents.files if _is_seen(contents, name)}
     for name in sorted(contents.files):
         if _is_seen(contents, name):
-            yield _of_folder(contents, name)
+            yield of_folder(contents, name)
         elif name not in captions and name not in METADATA:
             yield Bad(name, _strange(name))
 
@@ -117,7 +149,8 @@ def _strange(name: str) -> str:
     return f"not an image or a clip, by its ending: {PurePosixPath(name).suffix!r}"
 
 
-def _of_folder(contents: Contents, name: str) -> Item:
+def of_folder(contents: Contents, name: str) -> Item:
+    """An image or clip of a folder that has been surveyed."""
     fault = contents.files[name] or contents.faults.get(name, "")
     captions = tuple(contents.captions.get(name, ()))
     if not captions and not fault:

@@ -84,13 +84,13 @@ class Table:
         lance = _lance()
         if os.path.exists(path):
             raise UserError(f"{str(path)!r} is there already; choose another name with --out, or remove it")
-        with _disk(path):
+        with disk(path):
             return cls(lance.write_dataset(_reader(rows, schema()), str(path), max_rows_per_file=ROWS, max_rows_per_group=ROWS))
 
     def append(self, rows: "Iterable[pa.RecordBatch]") -> Self:
         """The table with more rows, all of them or none. Stages that were done are due again, for all rows."""
         lance = _lance()
-        with _disk(self.path):
+        with disk(self.path):
             return type(self)(
                 lance.write_dataset(_reader(rows, schema()), str(self.path), mode="append", max_rows_per_file=ROWS, max_rows_per_group=ROWS)
             )
@@ -119,10 +119,11 @@ class Table:
         return int(self.dataset.count_rows())
 
     def batches(self, columns: Sequence[str], rows: int = ROWS, fragment: int | None = None) -> "Iterator[pa.RecordBatch]":
-        """All rows of some columns in order, or those of one fragment."""
+        """All rows of some columns in order, at most `rows` at once, or those of one fragment. No more than these are in memory."""
         self.check(columns)
-        chosen = None if fragment is None else [self.fragments[fragment]]
-        yield from self.dataset.scanner(columns=list(columns), batch_size=rows, fragments=chosen, scan_in_order=True).to_batches()
+        for one in self.fragments.values() if fragment is None else [self.fragments[fragment]]:
+            for first in range(0, one.count_rows(), rows):  # a scan of all would read a page of the disk whole, and others ahead
+                yield from one.scanner(columns=list(columns), limit=rows, offset=first, batch_size=rows).to_batches()
 
     def read(self, columns: Sequence[str]) -> "pa.Table":
         """Some columns whole: for those that are small."""
@@ -176,7 +177,7 @@ class Table:
         if columns.num_rows != len(self):
             raise ValueError(f"columns must have a value for each of the {len(self)} rows, not {columns.num_rows}")
         table = self.without(columns.schema.names)
-        with _disk(self.path):
+        with disk(self.path):
             table.dataset.add_columns(columns.cast(self.stamped(columns.schema, stamp)).to_reader(max_chunksize=ROWS))
         return table.latest
 
@@ -185,7 +186,7 @@ class Table:
         present = [name for name in columns if name in self.columns]
         if not present:
             return self
-        with _disk(self.path):
+        with disk(self.path):
             self.dataset.drop_columns(present)
         return self.latest
 
@@ -198,7 +199,7 @@ class Table:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While what changes the table runs: a second one that tries it is told so."""
-        with _disk(self.path):
+        with disk(self.path):
             notes = self.path / NOTES
             notes.mkdir(exist_ok=True)
             file = open(notes / "lock", "w")  # noqa: SIM115  # closed below, which also ends the lock
@@ -230,7 +231,7 @@ def _reader(rows: "Iterable[pa.RecordBatch]", of: "pa.Schema") -> "pa.RecordBatc
 
 
 @contextmanager
-def _disk(path: str | Path) -> Iterator[None]:
+def disk(path: str | Path) -> Iterator[None]:
     """A disk that is full or must not be written to is a `UserError`; what was there before stays."""
     try:
         yield
