@@ -385,14 +385,17 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
 
 
 def import_(options: ImportOptions) -> None:
+    if not options.source.exists():
+        raise UserError(f"no model at {options.source}: it does not exist")
+    if options.base:
+        folder_of(options.base)
+
     from mezzotint.exchange import INDEX, read_diffusers, read_single_file
     from mezzotint.pipeline import load
     from mezzotint.weights.files import opened
 
     if (options.source / INDEX).is_file():
         pipeline = read_diffusers(options.source)
-    elif not options.source.exists():
-        raise UserError(f"no model at {options.source}: it does not exist")
     elif options.source.is_dir():
         raise UserError(f"{options.source} is no diffusers folder: expected {INDEX} there")
     else:
