@@ -258,7 +258,7 @@ def _add_group(index: Index, labels: NDArray[np.float64], captions: list[str]) -
     """The rows of the newest group, from their labels (2, N) and captions. Those without a winner are set aside."""
     index.digest.update(labels.tobytes() + repr(captions).encode())
     group = index.groups[-1]
-    missing, tied = np.isnan(labels).any(0), np.equal(labels[0], labels[1])
+    missing, tied = np.isnan(labels[0] + labels[1]), np.equal(labels[0], labels[1])
     for row in np.flatnonzero(missing | tied).tolist():
         reason = "unreadable row: a label is missing" if missing[row] else f"{TIE}: both labels are {float(labels[0, row]):g}"
         index.bad.append(Bad(f"{group.shard}:{group.first + row}", reason))
