@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import resource
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +146,26 @@ def test_a_run_says_what_it_was(run_config: Make, tmp_path: Path) -> None:
     assert [line["step"] for line in log if "held_out" in line] == [3, 6]
     assert len(log[-1]["held_out_by_time"]) == 8
     assert [p.name for p in checkpoint.steps(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train": {"batch": 0}}, "train.batch must be at least 1, got 0"),
+        ({"train": {"steps": -1}}, "train.steps must be at least 1, got -1"),
+        ({"train": {"log": 0}}, "train.log must be at least 1, got 0"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr must be at least 0 and finite, got nan"),
+        ({"optim": {"clip": 0.0}}, "optim.clip must be above 0, got 0.0"),
+        ({"optim": {"average": 1.0}}, "optim.average must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(run_config: Make, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    config = run_config()
+    for group, fields in changes.items():
+        config = replace(config, **{group: replace(getattr(config, group), **fields)})
+    with pytest.raises(UserError, match=re.escape(says)):
+        Trainer(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_config_is_refused_by_field(run_config: Make, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ ln 2 where both are rated alike. Pairs are split by prompt and not by pair: a pr
 held-out accuracy is one on prompts that the model has not seen. Pairs of identical pictures teach nothing; they are left out and counted.
 
 Where we differ: which prompts are held out is a function of their words, so no list of them is kept, and the same ones are held out
-from every set of pairs.
+from every set of pairs. The mean is over all pairs, divided by the share that is taught in the long run and not in this batch: so every
+pair counts alike, however a batch is cut into micro-batches.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ class BradleyTerry(Method):
 
     def __init__(self, config: BradleyTerryConfig, pipeline: Pipeline) -> None:
         self.config = config
+        self.share = 1 - 1 / config.folds if config.folds > 1 else 1.0  # of pairs that are taught, in the long run
         self.roles = {"student": Role(pipeline, trained=False), "reward": Role(config.model.build(), averaged=True)}
 
     def turns(self, step: int) -> Sequence[Turn]:
@@ -59,7 +61,7 @@ class BradleyTerry(Method):
         tie = identical(batch.images, batch.rejected)
         held = torch.tensor([held_out(prompt, self.config.folds) for prompt in batch.prompts], device=tie.device)
         taught = (~held & ~tie).float()
-        loss = (bradley_terry_loss(winner, loser) * taught).sum() / taught.sum().clamp_min(1)
+        loss = (bradley_terry_loss(winner, loser) * taught).mean() / self.share
         right, unseen = (winner > loser).float(), (held & ~tie).float()
         metrics = {"accuracy": right, "margin": (winner - loser).detach(), "ties": tie.float()}
         # Shares of all pairs: their quotient is the held-out accuracy, also where a batch has no such pair.

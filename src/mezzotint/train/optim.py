@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from mezzotint import config
+from mezzotint.errors import UserError
 from mezzotint.train.adamw8 import AdamW8, block_size
 from mezzotint.train.parallel import share_like, whole
 
@@ -37,6 +38,15 @@ class OptimConfig(config.Config, kind="optim"):
     average: float = 0.999
     lengths: tuple[float, ...] = ()
     snapshot: int = 1000
+
+    def check(self) -> None:
+        """UserError for a number that no run can have."""
+        if not 0 <= self.lr < math.inf:
+            raise UserError(f"optim.lr must be at least 0 and finite, got {self.lr}")
+        if not self.clip > 0:
+            raise UserError(f"optim.clip must be above 0, got {self.clip}; inf clips nothing")
+        if not 0 <= self.average < 1:
+            raise UserError(f"optim.average must be at least 0 and below 1, got {self.average}")
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step 0, 1, ..., steps - 1.

@@ -89,6 +89,12 @@ class TrainConfig(config.Config, kind="train"):
     preview_prompts: tuple[str, ...] = ()
     export: Literal["float32", "float16"] = "float32"
 
+    def check(self) -> None:
+        """UserError for a number that no run can have."""
+        for name in ("steps", "batch", "accumulate", "log", "preview", "evaluate", "checkpoint", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass
 class RunConfig(config.Config, kind="run"):
@@ -110,11 +116,18 @@ class RunConfig(config.Config, kind="run"):
     stages: tuple[StageConfig, ...] = ()
 
     def staged(self) -> list["RunConfig"]:
-        """The run as it is in every stage, the last of which is what its own fields say. UserError for stages that cannot be."""
+        """The run as it is in every stage, the last of which is what its own fields say. UserError for stages that cannot be.
+
+        UserError, too, for numbers that no run can have.
+        """
         ends = self.ends()
         if self.stages and min(end - start for start, end in zip((0, *ends), ends, strict=False)) < 1:
             raise UserError(f"stages must have a step or more and end before the run, and they end after steps {', '.join(map(str, ends))}")
-        return [changed(self, stage.changes) for stage in self.stages] + [self]
+        staged = [changed(self, stage.changes) for stage in self.stages] + [self]
+        for each in staged:
+            each.train.check()
+            each.optim.check()
+        return staged
 
     def ends(self) -> list[int]:
         """The numbers of steps after which the stages end."""
