@@ -17,8 +17,11 @@ def first_of_ranks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def bars() -> "Progress":
-    """Bars with time left and the newest numbers, on stderr, so that stdout holds results only. Nothing is drawn before the first bar."""
+def bars(passing: bool = False) -> "Progress":
+    """Bars with time left and the newest numbers, on stderr, so that stdout holds results only. Nothing is drawn before the first bar.
+
+    passing: whether they go when their work is done.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -65,7 +68,7 @@ def bars() -> "Progress":
         TimeRemainingColumn(),
         *([Note(Column(no_wrap=True))] if console.width >= ROOMY else []),
     )
-    return Bars(*columns, console=console, disable=not first_of_ranks())
+    return Bars(*columns, console=console, disable=not first_of_ranks(), transient=passing)
 
 
 def shown(progress: "Progress", name: str) -> Show:

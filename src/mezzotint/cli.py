@@ -363,7 +363,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
     if options.price is not None:
         device = replace(device, price=options.price)
     setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.context, options.offload)
-    with bars() as progress:
+    with bars(passing=True) as progress:
         show = shown(progress, "planning")
         show(0, 2)
         result = planned(config, setup, device)

@@ -297,7 +297,7 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["flux-de"], "unknown recipe 'flux-de'; did you mean 'flux-dev'?"),
         (["tiny.worlds", "--gpu", "h10"], "unknown gpu 'h10'; did you mean 'h100'?"),
-        (["tiny.worlds", "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["tiny.worlds", "--gpus", "0"], "--gpus must be a whole number of at least 1, got '0'"),
         (["tiny.worlds", "--gpus", "4", "--context", "3"], "--context must divide --gpus (4), got 3"),
         (["tiny.worlds", "--method", "dop"], "unknown method 'dop'; did you mean 'dpo'?"),
         (["tiny.worlds", "--train.bacth", "4"], "unknown field of tiny.worlds 'train.bacth'; did you mean 'train.batch'?"),
