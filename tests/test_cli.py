@@ -70,6 +70,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["eval", "nowhere"], "no pipeline at nowhere"),
         (["sample"], "Missing from mezzotint sample: PROMPT"),
         (["sample", "a star", "--stpes", "3"], "unknown option of sample '--stpes'; did you mean '--steps'?"),
+        (["sample", "--prompt", "a star"], "sample takes its prompt without a name: mezzotint sample PROMPT"),
+        (["runs", "--folder=runs"], "runs takes its folder without a name: mezzotint runs FOLDER"),
         (["sample", "a", "star"], "sample has no use for 'star'; a text of several words goes into quotes"),
         (["sample", "a star", "--n", "0"], "--n must be a whole number of at least 1, got '0'"),
         (["sample", "a star", "--steps", "many"], "--steps must be a whole number of at least 1, got 'many'"),

@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from unittest import mock
 
 import tyro
@@ -24,13 +24,19 @@ if TYPE_CHECKING:
     from mezzotint.train.trainer import RunConfig
 
 T = TypeVar("T")
+PLACED = tyro.conf.Positional[int].__metadata__[0]  # type: ignore[attr-defined]  # what marks a word that has its place
 
 
 def options(kind: type[T], words: Sequence[str], verb: str, more: bool = False) -> tuple[T, list[str]]:
     """What a verb takes, and the words that are none of its own, which only a verb that takes fields of a recipe may be given (`more`)."""
-    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]
-    for name in (name for name in map(_name, words) if name and name not in ("help", *known) and not more):
-        raise unknown(f"option of {verb}", f"--{_flag(name)}", [f"--{_flag(each)}" for each in known])
+    hints = get_type_hints(kind, include_extras=True)
+    placed = [name for name in hints if PLACED in getattr(hints[name], "__metadata__", ())]
+    known = [name for name in hints if name not in placed]
+    for name in filter(None, map(_name, words)):
+        if name in placed:
+            raise UserError(f"{verb} takes its {name} without a name: mezzotint {verb} {name.upper()}")
+        if name not in ("help", *known) and not more:
+            raise unknown(f"option of {verb}", f"--{_flag(name)}", [f"--{_flag(each)}" for each in known])
     conf = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     found, rest = _read(kind, words, f"mezzotint {verb}", config=conf, return_unknown_args=True)
     if rest and (not more or not rest[0].startswith("-")):
