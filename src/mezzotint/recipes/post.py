@@ -69,7 +69,7 @@ def consistency(size: SizeName = "s") -> RunConfig:
 
 
 def dmd(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by distribution matching. Reached: judge 0.80 in four calls and 0.56 in one, its teacher 0.89 in 30.
+    """Distillation to four steps by distribution matching. Reached: judge 0.79 in four calls, its teacher 0.89 in 30.
 
     It has the most steps of all students, and needs them: after a third of these it is no better than `consistency` (docs/LOG.md).
     """
