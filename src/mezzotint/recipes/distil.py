@@ -71,7 +71,7 @@ def meanflow(size: SizeName = "s") -> RunConfig:
 
 
 def ladd(size: SizeName = "s") -> RunConfig:
-    """Four steps, adversarial, in the features of the teacher."""
+    """Four steps, adversarial, in the features of the teacher. Its student is lost within 50 steps of this (docs/LOG.md)."""
     return student(
         size, 0.1, 1e-3, LADDConfig(steps=4, shift=2.0, times=TimeDensity()), solver="consistency", steps=4, guidance=1.0, shift=2.0
     )
