@@ -8,6 +8,7 @@ the level is 0.85 to 1.15 for all of them. `over_pretraining` is the peak of a r
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def measured(config: RunConfig) -> dict[str, float]:
     config = replace(config, evaluation=config.evaluation.replace(suite=""))
     source = config.data.build() if isinstance(config.data, WorldsConfig) else Wordy(config)
     steps = config.data.long_every if isinstance(config.data, WorldsConfig) else 2
+    gc.collect()  # what others left would else be freed while it is counted, and the peak seem lower
     with tempfile.TemporaryDirectory() as folder, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         trainer = Trainer(config, Path(folder), source)
         for step in range(steps):
