@@ -1,4 +1,4 @@
-"""Students whose every point of a path knows its end, by steps of the teacher or without one. None has been run to its end yet."""
+"""Students whose every point of a path knows its end, by steps of the teacher or without one. Only `lcm` has been run to its end."""
 
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
@@ -10,7 +10,7 @@ from mezzotint.train.trainer import RunConfig
 
 
 def lcm(size: SizeName = "s") -> RunConfig:
-    """Four steps of a student that is told the guidance scale; steps of the teacher are as long as in `post.consistency`."""
+    """Four steps, told the guidance scale; steps of the teacher are as long as in `post.consistency`. Reached: judge 0.64."""
     method = LCMConfig(scales=(1.0, 2 * GUIDANCE), skip=60, shift=3.0)
     return student(size, 0.1, 2e-3, method, solver="consistency", steps=4, guidance=GUIDANCE, shift=1.5)
 

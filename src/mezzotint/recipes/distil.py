@@ -65,7 +65,10 @@ def instaflow(size: SizeName = "s") -> RunConfig:
 
 
 def meanflow(size: SizeName = "s") -> RunConfig:
-    """Mean velocities of the guided teacher, for one to four steps; the network's time embedding is too fast for the exact rate."""
+    """Mean velocities of the guided teacher, for one to four steps; the network's time embedding is too fast for the exact rate.
+
+    Reached: judge 0.69 in four calls, 0.75 in eight.
+    """
     method = MeanFlowConfig(guidance=GUIDANCE, difference=0.02, times=TimeDensity(mean=0.8, uniform=0.1))
     return student(size, 0.2, 1e-3, method, solver="euler", steps=4, guidance=1.0, shift=2.0)
 

@@ -25,7 +25,7 @@ def enhance(size: SizeName = "s") -> RunConfig:
 
 
 def enhance_grpo(size: SizeName = "s") -> RunConfig:
-    """The same writer (``--method.start``), tuned by what is kept and what is said. Not yet run."""
+    """The same writer (``--method.start``), tuned by what is kept and what is said. Reached: 0.66 kept, from 0.70: nothing gained."""
     config = enhance(size)
     assert isinstance(config.method, EnhanceConfig)
     config.data = WorldsConfig(size=config.data.size, long_every=1_000_000, seed=10)
