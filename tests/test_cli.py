@@ -77,6 +77,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["sample", "a star", "--steps", "many"], "--steps must be a whole number of at least 1, got 'many'"),
         (["sample", "a star", "--guidance", "nan"], "--guidance must be a number of at least 0, got 'nan'"),
         (["sample", "a star", "--solver", "foo"], "--solver must be one of consistency, ddpm"),
+        (["sample", "a star", "--out", f"{__file__}/x.png"], f"cannot write {__file__}/x.png: {__file__} is not a folder"),
+        (["import", str(Path(__file__).parent), "--out", __file__], "is not a folder; choose another place with --out"),
         (["sample", "a star", "--out", "x.jpg"], "--out must be a file name that ends in .png, got 'x.jpg'"),
         (["sample", "a star", "--size", "100000", "--steps", "1"], "this needs more memory than there is"),
         (["eval", "starter", "--suite", "foo"], "invalid choice 'foo' for argument '--suite'"),
@@ -100,6 +102,7 @@ def test_what_can_be_known_without_torch_is_answered_at_once() -> None:
         ["sample", "a", "--n", "0"],
         ["eval", "nowhere"],
         ["train", "tiny.sft", "--init", "no"],
+        ["sample", "a", "--out", f"{__file__}/x.png"],
     ):
         code = f"import sys; from mezzotint.cli import main; assert main({words}) == 2; assert 'torch' not in sys.modules"
         assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0, words

@@ -36,7 +36,7 @@ from mezzotint.options import (
     SpeedrunOptions,
     TrainOptions,
 )
-from mezzotint.places import folder_of
+from mezzotint.places import CONFIG_FILE, check_out, folder_of
 
 if TYPE_CHECKING:
     from mezzotint.pipeline import Sampling
@@ -387,6 +387,7 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
 def import_(options: ImportOptions) -> None:
     if not options.source.exists():
         raise UserError(f"no model at {options.source}: it does not exist")
+    check_out(options.out / CONFIG_FILE)
     if options.base:
         folder_of(options.base)
 
@@ -513,6 +514,8 @@ def _verb(name: str, arguments: list[str]) -> None:
         raise unknown("verb", name, VERBS)
     kind, function = VERBS[name]
     options, rest = words.options(kind, arguments, name, name in OPEN)
+    if getattr(options, "out", None):
+        check_out(options.out)
     try:
         with _notes():
             function(options, *([rest] if name in OPEN else []))

@@ -127,7 +127,8 @@ def _speakable(value: object) -> str | None:
 def folder(path: str) -> Iterator[Item | Bad]:
     """Images and clips with captions in `name.txt` beside them, or in columns `file_name` and `text` of `metadata.jsonl` or `metadata.csv`.
 
-    More columns there, `url`, `licence` or `license`, and `opt_out`, say where an image is from and what may be done with it.
+    A caption's column may have another name of `CAPTIONS`. More columns there, `url`, `licence` or `license`, and `opt_out`, say where an
+    image is from and what may be done with it.
     """
     contents = survey(path)
     yield from contents.bad
