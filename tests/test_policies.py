@@ -19,6 +19,7 @@ HOUSE = (
     "errors",
     "bars",
     "places",
+    "locks",
     "config",
     "flow",
     "models",

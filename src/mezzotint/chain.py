@@ -9,7 +9,6 @@ Gotchas: a stage that is done is never done again, so one that was done with oth
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -30,9 +29,9 @@ from mezzotint.evals import features, pairs, rewards, subject, worlds
 from mezzotint.evals.report import Stage, render
 from mezzotint.flow.solvers import network_calls
 from mezzotint.pictures import grid, png_bytes
-from mezzotint.pipeline import Pipeline, load
+from mezzotint.pipeline import Pipeline, find_device, load
 from mezzotint.train.evaluation import EvaluationConfig
-from mezzotint.train.log import read
+from mezzotint.train.log import peak_memory, read
 from mezzotint.train.trainer import RunConfig, Trainer
 from mezzotint.weights.files import read_json
 
@@ -104,7 +103,7 @@ class Part:
     suites: tuple[str, ...] = ("worlds",)
 
     def __post_init__(self) -> None:
-        self.config.evaluation = EvaluationConfig()  # all stages are judged at their ends, and none ends before
+        self.config.evaluation = EvaluationConfig(best="")  # all stages are judged at their ends, and none ends before
         if self.start:
             self.config.init = str(self.folder.parent / self.start / "export")
 
@@ -180,7 +179,7 @@ def _facts(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
     parameters = sum(p.numel() for p in load(folders[0]).parameters())
     yield "command", shlex.join(["mezzotint", *sys.argv[1:]])
     yield "time", f"{seconds / 60:.1f} minutes of training and evaluation"
-    yield "peak memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
+    yield "peak memory", f"{peak_memory(find_device()):.2f} GB"
     yield "model", f"{parameters / 1e6:.2f} M parameters"
     yield "machine", f"{_processor()}, {torch.get_num_threads()} threads, {os.cpu_count()} cores"
     yield "versions", f"mezzotint {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"

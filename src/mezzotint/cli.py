@@ -107,7 +107,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     from mezzotint.evals import images
     from mezzotint.pipeline import described
     from mezzotint.recipes import RECIPES
-    from mezzotint.recipes.post import started
+    from mezzotint.recipes.other import on_own, started
     from mezzotint.train.parallel import leave
     from mezzotint.train.trainer import Trainer
 
@@ -117,7 +117,7 @@ def train(options: TrainOptions, rest: list[str]) -> None:
     if options.init:
         config = replace(started(config, described(options.init), options.size), init=options.init)
     if options.data:
-        config.data = found(options.data, config.data.size)
+        config = on_own(config, found(options.data, config.data.size))
     if options.fields:
         print("\n".join(f"{name} = {value!r}" for name, value in words.run_fields(config)))
         return

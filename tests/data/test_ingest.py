@@ -216,7 +216,7 @@ def test_what_cannot_be_ingested_is_one_line_and_leaves_nothing(heap: Path, tmp_
     for source, out, message in (
         (tmp_path / "empty", tmp_path / "t.lance", "column 'image' of 'b.parquet' is int64"),  # after rows were written
         (heap, heap, "is there already and is no table"),
-        (heap, tmp_path / "heap" / "a.png" / "t.lance", "cannot be written"),
+        (heap, tmp_path / "heap" / "a.png" / "t.lance", "cannot write to"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             ingest(str(source), out)

@@ -10,7 +10,17 @@ from strategies import DTYPES, TIMES
 
 from mezzotint.flow import time
 from mezzotint.flow.path import from_velocity, interpolate, like
-from mezzotint.flow.time import TimeDensity, grid, logit_normal, shift, stratified
+from mezzotint.flow.time import TimeDensity, grid, logit_normal, places, shift, stratified
+
+
+@pytest.mark.parametrize("number", [1, 3, 8, 32])
+def test_all_places_of_a_grid_are_as_likely_in_batches_of_any_size(number: int) -> None:
+    torch.manual_seed(0)
+    drawn = torch.stack([places(number, 8) for _ in range(3000)])
+    shares = torch.bincount(drawn.flatten(), minlength=8) / drawn.numel()
+    assert torch.allclose(shares, torch.full((8,), 1 / 8), atol=0.03)
+    each = torch.stack([torch.bincount(row, minlength=8) for row in drawn])
+    assert number < 8 or bool((each == number // 8).all())
 
 
 def test_stratified_numbers_fall_one_into_each_stratum() -> None:

@@ -217,15 +217,6 @@ def test_the_loss_of_flow_grpo_off_its_policy(pipeline: Pipeline) -> None:
     assert slopes(alone, theta) == [pytest.approx(0.5 * 2 * weight * 0.7, rel=1e-3)], "it draws the policy back to its first weights"
 
 
-def test_a_policy_with_dropout_is_rated_as_it_drew(pipeline: Pipeline) -> None:
-    method = GRPO.build(pipeline)
-    student = method.student
-    put(method, student=lambda x, t, cond: nn.functional.dropout(torch.zeros_like(x) + 0.3, 0.5, student.training))
-    student.train()
-    _, metrics = method.loss(moved(0.3, advantage=1.0), STUDENT, 0)
-    assert torch.allclose(metrics["ratio"], torch.ones(8), atol=1e-5)
-
-
 # ReFL
 
 

@@ -19,6 +19,7 @@ from together import START, killed_run
 from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import Worlds, WorldsConfig
 from mezzotint.errors import UserError
+from mezzotint.locks import alone
 from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
@@ -79,6 +80,12 @@ def test_ctrl_c_and_again_is_the_same_run(method: MethodConfig | None, optimizer
     ]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_run_at_a_time_in_a_folder(run_config: Make, tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(UserError, match="another run is at work"):
+        Trainer(run_config(), tmp_path).run()
+    Trainer(run_config(), tmp_path).run()
 
 
 def test_a_deadline_is_no_accident(run_config: Make, tmp_path: Path) -> None:

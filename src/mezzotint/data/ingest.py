@@ -8,7 +8,6 @@ Gotchas: the same command again adds what is new and nothing else, whether it wa
 its `fault`. The ids of a table are kept in memory while rows are added: about a hundred bytes each.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from mezzotint.data.sources import SEEN, Item, Reader, as_row
 from mezzotint.data.survey import Bad, identity
 from mezzotint.data.table import ROWS, Table, is_table, schema
 from mezzotint.errors import UserError
+from mezzotint.locks import alone
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -174,29 +174,16 @@ def _written(rows: "Iterable[pa.RecordBatch]", table: Table | None, work: Path, 
 def _workplace(out: str | Path) -> Iterator[Path]:
     """A folder beside the table for what is not done yet. What was fetched stays in it until all is done; a second run is kept out."""
     work = Path(f"{out}.part")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        folder = os.open(work, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{str(work)!r} cannot be written, {error.strerror}; choose another place with --out") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(folder), os.stat(work)):
-            raise BlockingIOError  # the folder was that of a run which ended just now
-    except OSError:
-        os.close(folder)
-        raise UserError(f"another run is at work on {str(out)!r}; wait until it has ended") from None
-    try:
-        shutil.rmtree(work / "table", ignore_errors=True)  # of a run that was killed
-        yield work
-        shutil.rmtree(work)
-    except BaseException:
-        shutil.rmtree(work / "table", ignore_errors=True)
-        with suppress(OSError):
-            work.rmdir()  # if nothing was fetched
-        raise
-    finally:
-        os.close(folder)
+    with alone(work, Path(out)):
+        try:
+            shutil.rmtree(work / "table", ignore_errors=True)  # of a run that was killed
+            yield work
+            shutil.rmtree(work)
+        except BaseException:
+            shutil.rmtree(work / "table", ignore_errors=True)
+            with suppress(OSError):
+                work.rmdir()  # if nothing was fetched
+            raise
 
 
 def _items(

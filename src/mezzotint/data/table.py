@@ -7,7 +7,6 @@ work, and of what is lost when a process is killed. Rows keep their numbers, 0, 
 """
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mezzotint.errors import UserError, unknown
+from mezzotint.locks import alone
 
 if TYPE_CHECKING:
     import lance
@@ -202,12 +202,7 @@ class Table:
         with disk(self.path):
             notes = self.path / NOTES
             notes.mkdir(exist_ok=True)
-            file = open(notes / "lock", "w")  # noqa: SIM115  # closed below, which also ends the lock
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another run is at work on {str(self.path)!r}; wait until it has ended") from None
+        with alone(notes, Path(self.path)):
             yield
 
 

@@ -28,6 +28,11 @@ def stratified(number: int, rank: int = 0, ranks: int = 1) -> Tensor:
     return (torch.randperm(number) * ranks + rank + torch.rand(number)).div(number * ranks).clamp(1e-6, 1 - 1e-6)
 
 
+def places(number: int, steps: int) -> Tensor:
+    """(number,) steps of a grid of so many, each about equally often and, for any number, equally likely; in random order."""
+    return (stratified(number) * steps).long()
+
+
 def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Times with normal logits (Esser et al. 2024, eq. 19): most of them mid-way. mean > 0 means more noise."""
     within(0, 1, u=u)

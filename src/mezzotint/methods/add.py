@@ -61,7 +61,7 @@ class Critic(nn.Module):
         super().__init__()
         self.heads = Heads(widths)
         self.embed_text = nn.Linear(pooled, HIDDEN)
-        self.embed_image = nn.Linear(widths[-1], HIDDEN)
+        self.embed_image = nn.Sequential(nn.LayerNorm(widths[-1], elementwise_affine=False), nn.Linear(widths[-1], HIDDEN))
 
     def forward(self, features: list[Tensor], text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         read: tuple[Tensor, Tensor] = self.heads(features, self.embed_text(text) + self.embed_image(image))
@@ -89,7 +89,7 @@ class ADD(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, critic = self.config, self.roles["critic"].module
-        x0 = self.student.codec.encode(batch.images) if batch.latents is None else batch.latents
+        x0 = batch.x0(self.student)
         cond: Cond = self.pipeline("teacher").encode(batch.prompts)
         with torch.set_grad_enabled(torch.is_grad_enabled() and turn == ("student",)):
             x, s = jumped(self.student, x0, batch.prompts, config.steps, config.shift)

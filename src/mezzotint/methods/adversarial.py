@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.flow.path import from_velocity, interpolate
+from mezzotint.flow.time import places
 from mezzotint.pipeline import Pipeline
 
 HIDDEN = 64  # width of the heads
@@ -62,6 +63,6 @@ def accuracy(real: Tensor, fake: Tensor) -> Tensor:
 def jumped(student: Pipeline, x0: Tensor, prompts: list[str], steps: int, shift: float) -> tuple[Tensor, Tensor]:
     """One jump of the student to data, from x0 (B, ...) noised to one of its `steps` times, and these times (B,)."""
     times = student.config.path.times(steps, shift)
-    t = times[torch.randperm(len(x0)) % steps]
+    t = times[places(len(x0), steps)]
     x_t = interpolate(x0, torch.randn_like(x0), t)
     return from_velocity(student.velocity(x_t, t, student.encode(prompts)), "data", x_t, t), t

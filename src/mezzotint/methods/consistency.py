@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
-from mezzotint.flow.time import shift
+from mezzotint.flow.time import places, shift
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.teacher import follow, teacher_of
 from mezzotint.models import Cond
@@ -63,7 +63,7 @@ class Consistency(Method):
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config = self.config
         x0 = batch.x0(self.student)
-        place = torch.randperm(len(batch)) % config.grid  # every step of the grid about equally often
+        place = places(len(batch), config.grid)
         segment = place.div(config.grid // config.segments, rounding_mode="floor")
         t, s = shift((place + 1) / config.grid, config.shift), shift(place / config.grid, config.shift)
         end = shift(segment / config.segments, config.shift)

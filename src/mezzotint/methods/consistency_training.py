@@ -66,7 +66,7 @@ class ConsistencyTraining(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config = self.config
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         eps = torch.randn_like(x0)
         number = config.steps(step)
         t, s = interval(config.times.sample(len(batch)), self.student.config.path.times(number, config.shift))

@@ -82,7 +82,7 @@ class Denoise(Method):
 
     def __init__(self, config: DenoiseConfig, pipeline: Pipeline) -> None:
         self.config = config
-        self.roles = {"student": Role(pipeline, averaged=True)}
+        self.roles = {"student": Role(pipeline, averaged=True, dropout=True)}
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         x0 = batch.x0(self.student)

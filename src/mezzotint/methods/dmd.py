@@ -77,7 +77,7 @@ class DMD(Method):
         """Samples of the student after a random number of its steps; gradients flow through the last one only."""
         times = self.student.times(self.student.config.sampling.replace(steps=self.config.steps))
         cond: Cond = self.student.encode(batch.prompts)
-        x = self.student.entered(torch.randn_like(self.student.codec.encode(batch.images)), times)
+        x = self.student.entered(torch.randn_like(batch.x0(self.student)), times)
         stop = random.randrange(self.config.steps)  # the same for all micro-batches: it decides what is called
         for number, t in enumerate(times[: stop + 1]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number == stop):

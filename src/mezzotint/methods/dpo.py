@@ -102,8 +102,9 @@ class DPO(Method):
         if batch.rejected is None:
             raise UserError("DPO needs preference pairs, and this data has none")
         n = len(batch)
-        t, eps = self.config.times.sample(n), torch.randn_like(self.student.codec.encode(batch.images))
-        x0 = torch.cat([self.student.codec.encode(batch.images), self.student.codec.encode(batch.rejected)])
+        winners = batch.x0(self.student)
+        t, eps = self.config.times.sample(n), torch.randn_like(winners)
+        x0 = torch.cat([winners, self.student.codec.encode(batch.rejected)])
         both_t, both_eps = torch.cat([t, t]), torch.cat([eps, eps])
         reference = self.pipeline("reference")
         with torch.no_grad():

@@ -56,7 +56,10 @@ class DreamBooth(Method):
 
     def __init__(self, config: DreamBoothConfig, pipeline: Pipeline) -> None:
         self.config = config
-        self.roles = {"student": Role(pipeline, averaged=True), "original": Role(copy.deepcopy(pipeline), trained=False)}
+        self.roles = {
+            "student": Role(pipeline, averaged=True, dropout=True),
+            "original": Role(copy.deepcopy(pipeline), trained=False),
+        }
         if config.word:
             _only_word(pipeline, config.word)
 

@@ -105,7 +105,6 @@ class FlowGRPO(Method):
 
     @torch.no_grad()
     def experience(self, loader: Loader, step: int) -> list[Batch]:
-        self.student.eval()  # dropout would draw other pictures than the pipeline does
         asked = next(loader)
         prompts, ids = grouped(asked, self.config.group)
         noise = self._noise(asked)
@@ -127,7 +126,6 @@ class FlowGRPO(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         assert isinstance(batch, Transition)
-        self.student.eval()  # as in the roll-out, or the first ratio would not be 1
         law, reference = self._law(step), self.pipeline("reference")
         mean, std = transition(batch.images, self._denoise(self.student, batch.prompts)(batch.images, batch.t), batch.t, batch.s, law)
         with torch.no_grad():

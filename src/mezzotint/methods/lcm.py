@@ -22,7 +22,7 @@ from torch import Tensor
 from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
 from mezzotint.flow.path import from_velocity, interpolate, like
-from mezzotint.flow.time import stratified
+from mezzotint.flow.time import places
 from mezzotint.methods.consistency import pseudo_huber
 from mezzotint.methods.guidance_distill import guided_by
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
@@ -68,9 +68,9 @@ class LCM(Method):
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, teacher = self.config, self.pipeline("teacher")
-        x0 = self.student.codec.encode(batch.images)
+        x0 = batch.x0(self.student)
         times = self.student.config.path.times(config.grid, config.shift)
-        place = (stratified(len(batch)) * (config.grid - config.skip + 1)).long()
+        place = places(len(batch), config.grid - config.skip + 1)
         t, s = times[place], times[place + config.skip]
         least, largest = config.scales
         w = least + (largest - least) * torch.rand(len(batch))

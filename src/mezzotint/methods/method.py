@@ -21,12 +21,15 @@ class Role:
     """A part that a module plays in a method.
 
     trained: it has an optimizer; otherwise it is frozen. averaged: a moving average of its weights is kept, and it is the
-    average that previews, evaluation and export see. One beside the student is exported to `export/ROLE` if it is `Saved`.
+    average that previews, evaluation and export see. One beside the student is exported to `export/ROLE` if it is `Saved`. dropout: it
+    has its dropout while it trains: for losses that compare it with data; one that is compared with itself, or with a copy, must be the
+    same network both times.
     """
 
     module: nn.Module
     trained: bool = True
     averaged: bool = False
+    dropout: bool = False
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from torch import Tensor
 from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
 from mezzotint.flow.solvers import Denoise, euler
-from mezzotint.flow.time import truncated_snr
+from mezzotint.flow.time import places, truncated_snr
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.teacher import teacher_of
 from mezzotint.pipeline import Pipeline
@@ -70,7 +70,7 @@ class Progressive(Method):
         x0 = batch.x0(self.student)
         calls = config.calls(step)
         grid = self.student.config.path.times(2 * calls, config.shift)
-        place = 2 * (torch.randperm(len(batch)) % calls)  # every step of the student about equally often
+        place = 2 * places(len(batch), calls)
         times = torch.stack([grid[place], grid[place + 1], grid[place + 2]])
         x_t = interpolate(x0, torch.randn_like(x0), times[0])
         told = self.student.config.denoiser.distilled

@@ -39,7 +39,8 @@ class LoRAConfig(config.Config, kind="lora"):
 
     rank: r. alpha: over rank, the weight of the change; kept when the rank changes, a learning rate stays right. targets: names of
     linear layers and convolutions as in ``layers``, with ``*`` for anything; none stands for the linear layers of all blocks, but
-    for those that read the time (of FLUX dev at rank 16, 56.0M weights beside 11.9B, 0.47%). dropout: of what A reads. dora: DoRA.
+    for those that read the time (of FLUX dev at rank 16, 56.0M weights beside 11.9B, 0.47%). dropout: of what A reads, in methods that
+    compare the student with data alone. dora: DoRA.
     """
 
     rank: int = 16

@@ -27,7 +27,7 @@ def lcm_lora(size: SizeName = "s") -> RunConfig:
 
 def consistency_training(size: SizeName = "s") -> RunConfig:
     """Four steps without a teacher, tuned from a flow; it learns from the data, unguided. Its task changes with its grid."""
-    method = ConsistencyTrainingConfig(last=160, shift=1.5, times=TimeDensity(mean=0.8, std=1.4))
+    method = ConsistencyTrainingConfig(last=40, shift=1.5, times=TimeDensity(uniform=1.0, ratio=3.0))
     config = student(size, 0.2, 1e-3, method, patience=0, solver="consistency", steps=4, guidance=1.0, shift=1.5)
     config.method = method.replace(stage=max(1, config.train.steps // method.stages))
     return config

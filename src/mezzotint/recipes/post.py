@@ -1,11 +1,9 @@
 """What comes after the tiny recipe's pre-training: the later stages of the speedrun, each started from the one before (``--init``)."""
 
-from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
-from mezzotint.pipeline import PipelineConfig
 from mezzotint.recipes.tiny import SizeName, worlds
 from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.optim import OptimConfig
@@ -17,19 +15,8 @@ def continued(size: SizeName, share: float, lr: float) -> RunConfig:
     config = worlds(size)
     steps = max(4, round(config.train.steps * share))
     config.optim = OptimConfig(lr=lr, warmup=steps // 10, average=0.99)
+    config.evaluation = EvaluationConfig(best="")  # what the flow's loss says is beside the point of nearly all of them
     config.train = config.train.replace(steps=steps, log=max(1, steps // 60), evaluate=max(1, steps // 4), preview=max(1, steps // 2))
-    return config
-
-
-def started(config: RunConfig, start: PipelineConfig, size: SizeName) -> RunConfig:
-    """A later stage of another model than the tiny one: its parts, and its way of drawing but for what the recipe changes of it."""
-    plain, own = vars(worlds(size).pipeline.sampling), vars(config.pipeline.sampling)
-    sampling = start.sampling.replace(**{name: value for name, value in own.items() if value != plain[name]})
-    config.pipeline = start.replace(sampling=sampling)
-    if isinstance(config.data, WorldsConfig):
-        config.data = config.data.replace(size=sampling.side)
-    elif isinstance(config.data, PairsConfig):
-        config.data = config.data.replace(captions=config.data.captions.replace(size=sampling.side))
     return config
 
 
@@ -46,6 +33,7 @@ def watched(config: RunConfig, size: SizeName, patience: int = 4) -> RunConfig:
 def sft(size: SizeName = "s") -> RunConfig:
     """Fine-tuning on the preferred sliver: style, light and composition of one taste."""
     config = continued(size, share=0.1, lr=3e-4)
+    config.evaluation = EvaluationConfig()
     config.data = WorldsConfig(size=config.data.size, split="preferred", seed=1)
     return config
 

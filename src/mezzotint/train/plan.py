@@ -151,7 +151,7 @@ class Rehearsed:
         }
         self.group = Deserted(setup.context)
         for role in self.method.roles.values():
-            role.module.requires_grad_(False).train(role.trained)
+            role.module.requires_grad_(False).train(role.dropout)
             for net in _denoisers(role.module):
                 self._wrap(net, setup, role.trained)
         self.half = setup.precision == "bfloat16"

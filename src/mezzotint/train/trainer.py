@@ -13,7 +13,7 @@ import json
 import random
 import time
 from bisect import bisect_right
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from mezzotint import config
 from mezzotint.config import Config
 from mezzotint.data.batch import Batch, Loader, Source
-from mezzotint.data.folder import FolderConfig
+from mezzotint.data.kinds import DataConfig
 from mezzotint.data.mixture import Mixture, MixtureConfig
-from mezzotint.data.pairs import PairsConfig
-from mezzotint.data.preferences import PreferencesConfig
 from mezzotint.data.rows import Rows, TableConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
+from mezzotint.locks import alone
 from mezzotint.methods.denoise import DenoiseConfig
 from mezzotint.methods.method import MethodConfig, Metrics, Role, Saved, Turn
 from mezzotint.models import lora
@@ -104,7 +103,7 @@ class RunConfig(config.Config, kind="run"):
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    data: WorldsConfig | FolderConfig | PreferencesConfig | PairsConfig | TableConfig | MixtureConfig = field(default_factory=WorldsConfig)
+    data: DataConfig = field(default_factory=WorldsConfig)
     method: MethodConfig = field(default_factory=DenoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -116,10 +115,7 @@ class RunConfig(config.Config, kind="run"):
     stages: tuple[StageConfig, ...] = ()
 
     def staged(self) -> list["RunConfig"]:
-        """The run as it is in every stage, the last of which is what its own fields say. UserError for stages that cannot be.
-
-        UserError, too, for numbers that no run can have.
-        """
+        """The run as it is in every stage, the last as its own fields say. UserError for stages and numbers that cannot be."""
         ends = self.ends()
         if self.stages and min(end - start for start, end in zip((0, *ends), ends, strict=False)) < 1:
             raise UserError(f"stages must have a step or more and end before the run, and they end after steps {', '.join(map(str, ends))}")
@@ -209,8 +205,7 @@ class Trainer:
         for role in roles.values():
             if isinstance(role.module, Pipeline):
                 self.operations.watch(role.module.denoiser, role.module.config.denoiser)
-            role.module.requires_grad_(False)
-            role.module.train(role.trained)
+            role.module.requires_grad_(False).train(role.dropout)
 
     @property
     def images(self) -> int:
@@ -244,7 +239,13 @@ class Trainer:
 
         Of many ranks, all train, rank 0 writes, and only its pipeline has weights.
         """
-        self._open()
+        with alone(self.folder) if self.ranks.main else nullcontext():
+            self._open()
+            self._train()
+            return self._export()
+
+    def _train(self) -> None:
+        """All steps that are left, with what is due between them."""
         chores, every = self.chores, self.config.train
         chores.open()
         if self.track and self.ranks.main:
@@ -263,7 +264,6 @@ class Trainer:
                 self.saver.finish(LAST_WRITE)
             raise
         self.saver.finish()
-        return self._export()
 
     def _cheaper(self) -> list[str]:
         """Settings with which a step needs less memory, the cheapest first: those that `train.advice` tries in a plan."""
