@@ -29,6 +29,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.errors import UserError
 from mezzotint.methods.denoise import Denoise, DenoiseConfig
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.teacher import image_tokens
 from mezzotint.models.denoiser import blocks
 from mezzotint.pipeline import Pipeline, load
 
@@ -141,10 +142,7 @@ def resized(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class Tap:
-    """While active, remembers what a block of a pipeline's denoiser gives for pictures like `images`.
-
-    The image's tokens are the last ones of the first of its answers that has enough of them. grid: their rows and columns.
-    """
+    """While active, remembers what a block of a pipeline's denoiser gives for pictures like `images`. grid: rows and columns of tokens."""
 
     def __init__(self, pipeline: Pipeline, layer: int, images: Tensor) -> None:
         self.block = blocks(pipeline.denoiser)[layer - 1]
@@ -163,11 +161,10 @@ class Tap:
 
     def tokens(self) -> Tensor:
         """(B, N, D). ValueError for a network whose blocks have no tokens."""
-        number = self.grid[0] * self.grid[1]
-        for answer in self.answers:
-            if answer.ndim == 3 and answer.shape[1] >= number:
-                return answer[:, -number:]
-        raise ValueError("layer must be a block over tokens, and this network has maps there")
+        tokens = image_tokens(self.answers, self.grid[0] * self.grid[1])
+        if tokens is None:
+            raise ValueError("layer must be a block over tokens, and this network has maps there")
+        return tokens
 
 
 def hidden_width(pipeline: Pipeline, layer: int) -> int:

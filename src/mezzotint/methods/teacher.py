@@ -55,19 +55,21 @@ def follow(target: nn.Module, student: nn.Module, decay: float) -> None:
 
 def block_features(pipeline: Pipeline, x: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
     """What every block of the network says at (x, t): tokens (B, N, D) each, with gradients back to x."""
-    return answers(blocks(pipeline.denoiser), lambda: pipeline.velocity(x, t, cond))
+    rows, columns = pipeline.grid((x.shape[-2] * pipeline.codec.factor, x.shape[-1] * pipeline.codec.factor))
+    return answers(blocks(pipeline.denoiser), lambda: pipeline.velocity(x, t, cond), rows * columns)
 
 
-def answers(parts: Sequence[nn.Module], run: Callable[[], Tensor]) -> list[Tensor]:
-    """What each of these parts of a network says while it runs: tokens (B, N, D).
+def answers(parts: Sequence[nn.Module], run: Callable[[], Tensor], number: int = 0) -> list[Tensor]:
+    """What each of these parts of a network says while it runs: tokens (B, N, D); those of the image, if their number is given.
 
-    Of a block with two streams, the image's; places of a map are tokens.
+    Places of a map are tokens.
     """
     found: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        features = output if isinstance(output, Tensor) else output[0]
-        found.append(features.flatten(2).mT if features.ndim == 4 else features)
+        said = [output] if isinstance(output, Tensor) else list(output)
+        tokens = image_tokens(said, number) if number else None
+        found.append((said[0].flatten(2).mT if said[0].ndim == 4 else said[0]) if tokens is None else tokens)
 
     handles = [part.register_forward_hook(keep) for part in parts]
     try:
@@ -78,3 +80,8 @@ def answers(parts: Sequence[nn.Module], run: Callable[[], Tensor]) -> list[Tenso
     if end.requires_grad:  # a network that is sharded gathers its weights for the gradient when that comes by its output
         found[-1] = found[-1] + 0 * end.mean()
     return found
+
+
+def image_tokens(said: Sequence[Tensor], number: int) -> Tensor | None:
+    """(B, number, D), the image's tokens among what a block says: the last of the first stream that has enough; None if none has."""
+    return next((tokens[:, -number:] for tokens in said if tokens.ndim == 3 and tokens.shape[1] >= number), None)
