@@ -143,7 +143,7 @@ def path_straightness(pipeline: Pipeline, prompts: list[str], settings: Sampling
     for start in range(0, len(prompts), settings.batch):
         cond = pipeline.encode(prompts[start : start + settings.batch])
         generators = [torch.Generator().manual_seed(seed + start + row) for row in range(len(cond))]
-        noise = randn_like(torch.empty(len(cond), *pipeline.codec.latent_shape(settings.shape)), generators)
+        noise = randn_like(cond.text.new_empty(len(cond), *pipeline.codec.latent_shape(settings.shape)), generators)
         times = pipeline.config.path.times(steps, 1.0)
         found.append(straightness(pipeline.guided(cond, settings.guidance), pipeline.entered(noise, times), times))
     return float(torch.cat(found).mean())

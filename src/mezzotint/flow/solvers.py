@@ -55,14 +55,14 @@ class Solver(Protocol):
 def randn_like(x: Tensor, generator: Generators) -> Tensor:
     """Normal noise of x's shape. With one generator per row a row's noise does not depend on its neighbours.
 
-    Generators live on the CPU whatever the device of x, so that noise is the same everywhere.
+    Generators live on the CPU whatever the device of x, so that noise is the same everywhere; without one, that of x's device draws.
     """
     if isinstance(generator, Sequence):
         if len(generator) != len(x):
             raise ValueError(f"generator must be one per sample: {len(generator)} generators for {len(x)} samples")
-        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generator])
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g, device="cpu") for g in generator])
     else:
-        noise = torch.randn(x.shape, generator=generator)
+        noise = torch.randn(x.shape, generator=generator, device=x.device if generator is None else "cpu")
     return noise.to(x)
 
 
@@ -92,13 +92,13 @@ def _steps(x: Tensor, times: Tensor, *coefficients: Tensor) -> Iterator[tuple[An
 
 
 def _rows(x: Tensor, times: Tensor) -> tuple[Tensor, ...]:
-    return times.to(x).expand(-1, x.shape[0], *times.shape[2:]).unbind()
+    return times.to(x, non_blocking=True).expand(-1, x.shape[0], *times.shape[2:]).unbind()
 
 
 def _column(x: Tensor, coefficient: Tensor) -> Sequence[float] | tuple[Tensor, ...]:
     if coefficient.shape[1:].numel() == 1:
         return coefficient.flatten().tolist()
-    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim + 1 - coefficient.ndim)).to(x).unbind()
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim + 1 - coefficient.ndim)).to(x, non_blocking=True).unbind()
 
 
 def _plus(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
@@ -440,7 +440,7 @@ def log_likelihood(denoise: Denoise, x: Tensor, times: Tensor, *, generator: Gen
             (pulled,) = torch.autograd.grad((v * probe).sum(), x)
         return v.detach(), (pulled * probe).flatten(1).sum(1)
 
-    total = torch.zeros(len(x)).to(x)
+    total = x.new_zeros(len(x))
     for t, s, dt in _steps(x, times, times.diff(dim=0)):
         v, divergence = with_divergence(x, t)
         v_s, divergence_s = with_divergence(_plus(x, dt, v), s)

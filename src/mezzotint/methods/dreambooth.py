@@ -69,7 +69,7 @@ class DreamBooth(Method):
             return [batch]
         rows = torch.randint(len(self._class), (len(batch),))
         given = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        return [WithPrior(**given, prior=self._class[rows].to(batch.images))]
+        return [WithPrior(**given, prior=self._class[rows])]
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         subject, t = self._error(batch.images, batch.prompts)
@@ -89,7 +89,7 @@ class DreamBooth(Method):
     def _class(self) -> Tensor:
         """Pictures of the class by the original."""
         original = self.pipeline("original")
-        return original(self.config.class_prompt, self.config.pictures)
+        return original(self.config.class_prompt, self.config.pictures).to(next(original.parameters()).device)
 
 
 def _only_word(pipeline: Pipeline, word: str) -> None:

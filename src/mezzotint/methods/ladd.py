@@ -111,6 +111,6 @@ class LADD(Method):
 def _widths(teacher: Pipeline) -> tuple[list[int], int]:
     """Widths of the teacher's blocks and of its pooled text, by asking it once."""
     cond = teacher.encode([""])
-    latent = torch.zeros(1, *teacher.codec.latent_shape(teacher.config.sampling.shape))
-    features = block_features(teacher, latent, torch.full((1,), 0.5), cond)
+    latent = cond.text.new_zeros(1, *teacher.codec.latent_shape(teacher.config.sampling.shape))
+    features = block_features(teacher, latent, latent.new_full((1,), 0.5), cond)
     return [f.shape[-1] for f in features], cond.pooled.shape[-1]

@@ -76,7 +76,7 @@ def read(images: Tensor) -> list[Scene | None]:
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or images.shape[3] < SMALLEST:
         raise ValueError(f"pictures must be (B, 3, S, S) with S at least {SMALLEST}, got {tuple(images.shape)}")
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
         pixels = images.to("cpu", torch.float32)
         return [scene for some in pixels.split(AT_ONCE) for scene in _read(some)]
 
