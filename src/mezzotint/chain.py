@@ -120,7 +120,7 @@ def run(title: str, folder: Path, parts: Sequence[Part], prompts: Sequence[str],
     """
     for part in parts:
         _do(part, effort, progress)
-    drawn = [load(part.folder)(list(prompts)) if part.draws else torch.empty(0, 3, 0, 0) for part in parts]
+    drawn = [load(part.folder).to(find_device())(list(prompts)) if part.draws else torch.empty(0, 3, 0, 0) for part in parts]
     grid(torch.cat([images for images in drawn if len(images)]), columns=len(prompts), scale=4).save(folder / "pictures.png")
     stages = [_stage(part, images) for part, images in zip(parts, drawn, strict=True)]
     report = folder / "report.html"

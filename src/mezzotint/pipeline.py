@@ -10,6 +10,7 @@ device or its neighbours. `velocity` is on the linear path, whatever the denoise
 
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,7 +91,7 @@ class PathConfig(config.Config, ABC, kind="path"):
 
     @abstractmethod
     def times(self, steps: int, ratio: float) -> Tensor:
-        """(steps + 1,) times of a sampler on the linear path, from the noisiest that the network knows down to 0."""
+        """(steps + 1,) times of a sampler on the linear path, on the CPU, from the noisiest that the network knows down to 0."""
 
 
 @dataclass
@@ -120,12 +121,13 @@ class DiscretePath(PathConfig, kind="discrete"):
     zero_terminal: bool = False
 
     def table(self) -> Tensor:
-        """alphas_cumprod (steps,)."""
-        if self.schedule == "cosine":
-            table = cosine_table(self.steps)
-        else:
-            table = (ddpm_table if self.schedule == "linear" else scaled_linear_table)(self.steps, self.beta_min, self.beta_max)
-        return zero_terminal_table(table) if self.zero_terminal else table
+        """alphas_cumprod (steps,), on the CPU, where looking at it makes nobody wait."""
+        with torch.device("cpu"):
+            if self.schedule == "cosine":
+                table = cosine_table(self.steps)
+            else:
+                table = (ddpm_table if self.schedule == "linear" else scaled_linear_table)(self.steps, self.beta_min, self.beta_max)
+            return zero_terminal_table(table) if self.zero_terminal else table
 
     def read(self, network: Network, kind: Prediction) -> Denoise:
         return from_discrete(lambda x, i: network(x, i / self.steps), self.table(), kind)
@@ -189,7 +191,7 @@ class Pipeline(nn.Module):
         """
         if cond.size is None:
             height, width = (self.codec.factor * side for side in x.shape[-2:])
-            cond = replace(cond, size=torch.tensor([[height, width]], device=x.device).expand(len(x), 2).float())
+            cond = replace(cond, size=torch.stack([torch.full((len(x),), float(side), device=x.device) for side in (height, width)], 1))
         if cond.guidance is None and self.config.denoiser.distilled:
             cond = replace(cond, guidance=x.new_ones(len(x)))
         if cond.jump is None and self.config.denoiser.jump:
@@ -264,8 +266,8 @@ class Pipeline(nn.Module):
         null = self.null(cond) if null is None else null
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            passed = (times.to(t) >= t[:, None]).sum(1).clamp_max(len(times) - 1)
-            jump = t - ends.to(t)[passed]
+            passed = (times.to(t, non_blocking=True) >= t[:, None]).sum(1).clamp_max(len(times) - 1)
+            jump = t - ends.to(t, non_blocking=True)[passed]
             told, untold = replace(cond, jump=jump), replace(null, jump=jump)
             return self.guided(told, settings.guidance, untold, settings.interval, settings.rule)(x, t)
 
@@ -381,8 +383,9 @@ def described(source: Path | str) -> PipelineConfig:
     return found.replace(text=found.text.found_in(folder))
 
 
-def find_device(name: DeviceName = "auto", number: int = 0) -> torch.device:
-    """The CPU, or the GPU of a number; "auto" is a GPU where there is any. UserError for one that is not there."""
+def find_device(name: DeviceName = "auto", number: int | None = None) -> torch.device:
+    """The CPU, or the GPU of a number, by default this rank's; "auto" is a GPU where there is any. UserError for one that is not there."""
+    number = int(os.environ.get("LOCAL_RANK", "0")) if number is None else number
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not there):
         return torch.device("cpu")

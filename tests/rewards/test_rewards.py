@@ -107,7 +107,7 @@ def test_pictures_are_seen_as_by_the_processors(folder: Path, kind: str, cut: bo
     size = {"shortest_edge": side} if cut else {"height": side, "width": side}
     processor = transformers.AutoImageProcessor.from_pretrained(folder / kind)
     theirs = processor(bytes_of(smooth), size=size, crop_size=side, do_center_crop=cut, resample=3, return_tensors="pt").pixel_values
-    ours = Eye(str(folder / kind), side, cut)(smooth, torch.device("cpu"))
+    ours = Eye(str(folder / kind), side, cut)(smooth)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 0.05  # a byte is 0.015 after the division by the deviation
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from PIL import Image
 
@@ -96,7 +96,7 @@ class Network(Captioner, kind="network captioner"):
     """
 
     path: str = ""
-    device: str = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     temperature: float = 0.8
     short_instruction: str = "Describe this picture in one short sentence."
     long_instruction: str = "Describe everything that is visible in this picture, in a few sentences, without guessing."
@@ -105,9 +105,10 @@ class Network(Captioner, kind="network captioner"):
     def build(self) -> Say:
         if not self.path:
             raise UserError("a captioner needs a model; set path to a folder with an image-to-text network of transformers")
+        from mezzotint.pipeline import find_device
         from mezzotint.rewards.published import network
 
-        model = network("AutoModelForImageTextToText", self.path).to(self.device)
+        model = network("AutoModelForImageTextToText", self.path).to(find_device(self.device))
         prepare, write = _processor(self.path)
 
         def say(image: Image.Image) -> Said:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Embed(Stage, kind="embed"):
     """
 
     path: str = ""
-    device: str = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     reads: ClassVar[tuple[str, ...]] = ("content",)
 
     @cached_property
@@ -52,10 +52,11 @@ class Embed(Stage, kind="embed"):
         import pyarrow as pa
         import torch
 
+        from mezzotint.pipeline import find_device
         from mezzotint.rewards.published import Eye, network
 
         tower = self._config.vision_config if hasattr(self._config, "vision_config") else self._config
-        model, eye = network("AutoModel", self.path).to(self.device), Eye(self.path, tower.image_size)
+        model, eye = network("AutoModel", self.path).to(find_device(self.device)), Eye(self.path, tower.image_size)
         kind = self.writes.field("embedding").type
 
         @torch.no_grad()
@@ -64,7 +65,7 @@ class Embed(Stage, kind="embed"):
             pictures = [torch.from_numpy(x).float().div(127.5).sub(1) for x in seen if x is not None]
             found: list[Any] = [None] * len(seen)
             if pictures:
-                vectors = iter(_embedding(model, eye(torch.stack(pictures), model.device)).cpu().numpy().astype(np.float16))
+                vectors = iter(_embedding(model, eye(torch.stack(pictures).to(model.device))).cpu().numpy().astype(np.float16))
                 found = [None if x is None else next(vectors) for x in seen]
             return pa.record_batch([pa.array(found, kind)], names=["embedding"])
 

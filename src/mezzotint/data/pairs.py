@@ -22,7 +22,7 @@ from mezzotint.data.folder import FolderConfig
 from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.flow.solvers import randn_like
-from mezzotint.pipeline import WEIGHTS_FILE, Pipeline, Sampling, load
+from mezzotint.pipeline import WEIGHTS_FILE, Pipeline, Sampling, find_device, load
 from mezzotint.places import folder_of
 
 SHARD = 256
@@ -130,7 +130,7 @@ class Pairs:
     def _draw(self, shard: int, path: Path) -> None:
         """Let the teacher draw a shard, and keep it."""
         if self._teacher is None:
-            self._teacher = load(self.config.teacher)
+            self._teacher = load(self.config.teacher).to(find_device())
         settings = self.config.sampling
         size = min(SHARD, self.config.number - shard * SHARD)
         prompts, drawn = self.captions.batch(shard, size).prompts, []
@@ -138,7 +138,7 @@ class Pairs:
             pairs = range(shard * SHARD + start, shard * SHARD + min(start + settings.batch, size))
             cond = self._teacher.encode(prompts[start : start + len(pairs)])
             *_, last = self._teacher.steps(cond, self._generators(list(pairs)), settings)
-            drawn.append(last.x.half())
+            drawn.append(last.x.half().cpu())
         part = path.with_suffix(".part")
         save_file({"latents": torch.cat(drawn)}, part, metadata={"prompts": json.dumps(prompts)})
         part.replace(path)

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from mezzotint.data.worlds import WorldsConfig
-from mezzotint.pipeline import CONFIG_FILE, Pipeline, load
+from mezzotint.pipeline import CONFIG_FILE, Pipeline, find_device, load
 from mezzotint.text.enhance import Trained, enhance, source
 from mezzotint.worlds import judge
 from mezzotint.worlds.caption import lost_scene, worth
@@ -35,7 +35,7 @@ def evaluate(place: str, prompts: int = 50) -> dict[str, Any]:
         "said": mean(kept) if kept else 0.0,
         "distinct": len(set(enhanced)) / prompts,
     }
-    return result | (drawn(load(export), short, enhanced, long) if (export / CONFIG_FILE).is_file() else {})
+    return result | (drawn(load(export).to(find_device()), short, enhanced, long) if (export / CONFIG_FILE).is_file() else {})
 
 
 def drawn(pipeline: Pipeline, short: Sequence[str], enhanced: Sequence[str], long: Sequence[str]) -> dict[str, dict[str, float]]:

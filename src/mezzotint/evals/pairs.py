@@ -5,6 +5,7 @@ from typing import Any
 
 from mezzotint.data.batch import Batch
 from mezzotint.data.worlds import WorldsConfig
+from mezzotint.pipeline import find_device
 from mezzotint.rewards import LearnedConfig
 from mezzotint.rewards.pairs import measure
 
@@ -17,7 +18,7 @@ def evaluate(place: str, batches: int = 16, progress: Callable[[int, int], None]
 
     def drawn() -> Iterator[Batch]:
         for number in range(batches):
-            yield source.batch(number, SIZE)
+            yield source.batch(number, SIZE).to(find_device())
             if progress is not None:
                 progress(number + 1, batches)
 

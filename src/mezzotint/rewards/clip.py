@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mezzotint.rewards.published import Eye, head, network, pretrained, tokens
+from mezzotint.rewards.published import Eye, beside, head, network, pretrained, tokens
 from mezzotint.rewards.reward import Reward, RewardConfig
 
 
@@ -36,12 +36,12 @@ class CLIP:
 
     def see(self, images: Tensor) -> Tensor:
         """(B, D) unit embeddings of pictures (B, 3, H, W) in [-1, 1]."""
-        vision = self.model.vision_model(self.eye(images, self.model.device)).pooler_output
+        vision = beside(self.model, images).vision_model(self.eye(images)).pooler_output
         return F.normalize(self.model.visual_projection(vision), dim=1)
 
     @torch.no_grad()
     def read(self, prompts: Sequence[str]) -> Tensor:
-        """(B, D) unit embeddings of prompts; longer ones are cut, as CLIP's own scores do."""
+        """(B, D) unit embeddings of prompts, where pictures were last; longer ones are cut, as CLIP's own scores do."""
         said = tokens(self.tokenizer, prompts, self.model.config.text_config.max_position_embeddings, self.model.device)
         text = self.model.text_model(said.input_ids, attention_mask=said.attention_mask).pooler_output
         return F.normalize(self.model.text_projection(text), dim=1)
@@ -65,7 +65,7 @@ class CLIPRewardConfig(RewardConfig, kind="clip"):
 
         def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
             cosine = (clip.see(images) * clip.read([self.prefix + prompt for prompt in prompts])).sum(1)
-            return scale * cosine.clamp_min(self.floor).to(images.device)
+            return scale * cosine.clamp_min(self.floor)
 
         return score
 
@@ -81,6 +81,6 @@ class AestheticConfig(RewardConfig, kind="aesthetic"):
         clip, rate = CLIP(self.path), head(self.head)
 
         def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
-            return rate(clip.see(images)).to(images.device)
+            return rate(clip.see(images))
 
         return score

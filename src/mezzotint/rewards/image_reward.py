@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mezzotint.rewards.published import Eye, head, network, pretrained, tokens
+from mezzotint.rewards.published import Eye, beside, head, network, pretrained, tokens
 from mezzotint.rewards.reward import Reward, RewardConfig
 
 LENGTH = 35  # tokens of a prompt; longer ones are cut
@@ -30,9 +30,9 @@ class ImageRewardConfig(RewardConfig, kind="image_reward"):
         eye = Eye(self.path, blip.config.vision_config.image_size)
 
         def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
-            said = tokens(tokenizer, prompts, LENGTH, blip.device)
-            seen = blip.vision_model(eye(images, blip.device)).last_hidden_state
+            said = tokens(tokenizer, prompts, LENGTH, images.device)
+            seen = beside(blip, images).vision_model(eye(images)).last_hidden_state
             read = blip.text_encoder(said.input_ids, attention_mask=said.attention_mask, encoder_hidden_states=seen)
-            return (rate(read.last_hidden_state[:, 0]).to(images.device) - self.mean) / self.std
+            return (rate(read.last_hidden_state[:, 0]) - self.mean) / self.std
 
         return score

@@ -22,6 +22,7 @@ from mezzotint import config
 from mezzotint.errors import UserError
 from mezzotint.pipeline import load_weights
 from mezzotint.rewards.clip import CLIP
+from mezzotint.rewards.published import beside
 from mezzotint.rewards.reward import Reward, RewardConfig
 from mezzotint.text import ByteEncoderConfig
 from mezzotint.weights.files import read_file, read_json
@@ -119,7 +120,7 @@ class CLIPEncoder(PairEncoder):
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         picture, text = self.clip.see(images), self.clip.read(prompts)
-        return torch.cat([picture, text, picture * text], dim=1).to(images.device)
+        return torch.cat([picture, text, picture * text], dim=1)
 
 
 @dataclass
@@ -164,6 +165,13 @@ class LearnedConfig(RewardConfig, kind="learned"):
         folder = next((f for f in (Path(self.path), Path(self.path) / "export" / "reward") if (f / CONFIG_FILE).is_file()), None)
         if not self.path or folder is None:
             raise UserError(f"no reward model at {self.path!r}: expected {CONFIG_FILE} there; `mezzotint train tiny.reward` makes one")
-        model = RewardModelConfig.from_data(read_json(folder / CONFIG_FILE)).build()
-        load_weights(model, dict(read_file(folder / WEIGHTS_FILE).items()), folder)
-        return model.requires_grad_(False).eval()
+        with torch.device("meta"):  # where nothing is drawn: this happens within a step, whose random numbers are the method's
+            model = RewardModelConfig.from_data(read_json(folder / CONFIG_FILE)).build()
+        load_weights(model.to_empty(device="cpu"), dict(read_file(folder / WEIGHTS_FILE).items()), folder)
+        model.requires_grad_(False).eval()
+
+        def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
+            out: Tensor = beside(model, images)(images, prompts)
+            return out
+
+        return score

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mezzotint.rewards.published import Eye, network, pretrained
+from mezzotint.rewards.published import Eye, beside, network, pretrained
 from mezzotint.rewards.reward import Reward, RewardConfig
 
 QUOTED = re.compile(r"[\"“](.+?)[\"”]")
@@ -33,7 +33,8 @@ class OCRConfig(RewardConfig, kind="ocr"):
         @torch.no_grad()
         def score(images: Tensor, prompts: Sequence[str]) -> Tensor:
             asked = [words(prompt) for prompt in prompts]
-            read = tokenizer.batch_decode(reader.generate(eye(images, reader.device), max_length=self.length), skip_special_tokens=True)
+            seen = beside(reader, images).generate(eye(images), max_length=self.length)
+            read = tokenizer.batch_decode(seen, skip_special_tokens=True)
             return torch.tensor([spelled(a, r) for a, r in zip(asked, read, strict=True)], device=images.device)
 
         return score

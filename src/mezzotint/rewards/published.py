@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mezzotint.errors import UserError
 from mezzotint.weights.files import read_file
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def pretrained(kind: str, place: str, **options: Any) -> Any:
@@ -20,7 +22,8 @@ def pretrained(kind: str, place: str, **options: Any) -> Any:
     if Path(place).is_dir():
         options["local_files_only"] = True
     try:
-        read = getattr(transformers, kind).from_pretrained(place, **options)
+        with torch.device("cpu"):  # on another one transformers asks for accelerate
+            read = getattr(transformers, kind).from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"cannot read a reward's {kind} from {place!r} ({reason}); only safetensors are read") from error
@@ -32,6 +35,11 @@ def network(kind: str, place: str) -> Any:
     return pretrained(kind, place, use_safetensors=True, dtype=torch.float32)
 
 
+def beside(model: M, images: Tensor) -> M:
+    """A network on the device of pictures, where it stays: nobody else moves a reward there."""
+    return model if next(model.parameters()).device == images.device else model.to(images.device)
+
+
 class Eye:
     """Pictures as published networks see them: side x side, bicubic, by the mean and deviation of their image processor; differentiable.
 
@@ -41,11 +49,11 @@ class Eye:
     def __init__(self, place: str, side: int, cut: bool = True) -> None:
         processor = pretrained("AutoImageProcessor", place)
         self.side, self.cut = side, cut
-        self.mean, self.std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        self.mean, self.std = (torch.tensor(each, device="cpu") for each in (processor.image_mean, processor.image_std))
 
-    def __call__(self, images: Tensor, device: torch.device) -> Tensor:
-        """(B, 3, side, side) of images (B, 3, H, W) in [-1, 1], on a device."""
-        x = images.to(device).float().clamp(-1, 1).add(1).div(2)
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, side, side) of images (B, 3, H, W) in [-1, 1]."""
+        x = images.float().clamp(-1, 1).add(1).div(2)
         height, width = x.shape[-2:]
         short = min(height, width)
         size = (self.side * height // short, self.side * width // short) if self.cut else (self.side, self.side)
@@ -53,7 +61,8 @@ class Eye:
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         top, left = (size[0] - self.side) // 2, (size[1] - self.side) // 2
         x = x[..., top : top + self.side, left : left + self.side]
-        return (x - self.mean.to(x)[:, None, None]) / self.std.to(x)[:, None, None]
+        self.mean, self.std = self.mean.to(x), self.std.to(x)
+        return (x - self.mean[:, None, None]) / self.std[:, None, None]
 
 
 def head(place: str) -> Callable[[Tensor], Tensor]:
@@ -70,8 +79,9 @@ def head(place: str) -> Callable[[Tensor], Tensor]:
         raise UserError(f"{place} holds no stack of linear layers that ends in one number: {[tuple(width) for width in widths]}")
 
     def score(x: Tensor) -> Tensor:
+        layers[:] = [(weight.to(x), bias.to(x)) for weight, bias in layers]
         for weight, bias in layers:
-            x = F.linear(x, weight.to(x), bias.to(x))
+            x = F.linear(x, weight, bias)
         return x[:, 0]
 
     return score

@@ -83,7 +83,7 @@ class Ranks:
     def __init__(self, config: ParallelConfig) -> None:
         self.config = config
         self.world, self.rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-        self.device = find_device(config.device, int(os.environ.get("LOCAL_RANK", "0")))
+        self.device = find_device(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.mesh: DeviceMesh | None = None
