@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.data.survey import Bad
-from mezzotint.models.cond import Cond
+from mezzotint.models.cond import Cond, sent
 from mezzotint.pipeline import Pipeline
 
 
@@ -43,7 +43,8 @@ class Batch:
         """The same on another device."""
         moved = copy(self)
         for name, value in vars(self).items():
-            setattr(moved, name, value.to(device) if isinstance(value, Tensor | Cond) else value)
+            if isinstance(value, Tensor | Cond):
+                setattr(moved, name, sent(value, device) if isinstance(value, Tensor) else value.to(device))
         return moved
 
     def part(self, rows: slice) -> Self:

@@ -82,7 +82,7 @@ def diversity(images: Tensor, groups: Sequence[Hashable]) -> float:
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    features = scattering(images)
+    features = scattering(images).cpu()
     spreads = [torch.pdist(_checked(f"images of group {group!r}", features[rows])).mean() for group, rows in members.items()]
     if not spreads:
         raise ValueError("images must hold at least 2 samples, got 0")

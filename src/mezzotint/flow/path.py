@@ -278,7 +278,7 @@ def from_discrete(network: Network, alphas_cumprod: Tensor, kind: Prediction) ->
         raise ValueError(f"kind {kind!r} says nothing of data at a signal-to-noise ratio of zero, where alphas_cumprod ends")
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        times = table.to(t.device)
+        times = table.to(t.device, non_blocking=True)
         where = _readable(t, kind, times)
         right = torch.searchsorted(times, where.contiguous()).clamp(1, len(times) - 1)
         index = right - 1 + (where - times[right - 1]) / (times[right] - times[right - 1])

@@ -160,6 +160,6 @@ class TimeDensity:
 
 
 def grid(steps: int, ratio: float = 1.0) -> Tensor:
-    """(steps + 1,) times of a sampler, from 1 down to 0, evenly spaced before the shift. Raises ValueError for steps < 1."""
+    """(steps + 1,) times of a sampler on the CPU, from 1 down to 0, evenly spaced before the shift. Raises ValueError for steps < 1."""
     within(1, math.inf, steps=steps)
-    return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), ratio).float()
+    return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu"), ratio).float()

@@ -62,7 +62,7 @@ def accuracy(real: Tensor, fake: Tensor) -> Tensor:
 
 def jumped(student: Pipeline, x0: Tensor, prompts: list[str], steps: int, shift: float) -> tuple[Tensor, Tensor]:
     """One jump of the student to data, from x0 (B, ...) noised to one of its `steps` times, and these times (B,)."""
-    times = student.config.path.times(steps, shift)
+    times = student.config.path.times(steps, shift).to(x0.device, non_blocking=True)
     t = times[places(len(x0), steps)]
     x_t = interpolate(x0, torch.randn_like(x0), t)
     return from_velocity(student.velocity(x_t, t, student.encode(prompts)), "data", x_t, t), t

@@ -69,12 +69,13 @@ class ConsistencyTraining(Method):
         x0 = batch.x0(self.student)
         eps = torch.randn_like(x0)
         number = config.steps(step)
-        t, s = interval(config.times.sample(len(batch)), self.student.config.path.times(number, config.shift))
+        grid = self.student.config.path.times(number, config.shift).to(x0.device, non_blocking=True)
+        t, s = interval(config.times.sample(len(batch)), grid)
         ours = self.data(batch.prompts, interpolate(x0, eps, t), t)
         with torch.no_grad():
             target = self.data(batch.prompts, interpolate(x0, eps, s), s)
         loss = pseudo_huber(ours - target, config.huber) / (t - s)
-        return loss.mean(), {"t": t, "loss": loss.detach(), "steps": torch.tensor(float(number))}
+        return loss.mean(), {"t": t, "loss": loss.detach(), "steps": torch.full((), float(number))}
 
     def data(self, prompts: list[str], x: Tensor, t: Tensor) -> Tensor:
         """f(x, t): the end of the path from x at times t (B,)."""

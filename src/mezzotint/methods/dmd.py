@@ -78,6 +78,7 @@ class DMD(Method):
         times = self.student.times(self.student.config.sampling.replace(steps=self.config.steps))
         cond: Cond = self.student.encode(batch.prompts)
         x = self.student.entered(torch.randn_like(batch.x0(self.student)), times)
+        times = times.to(x.device, non_blocking=True)
         stop = random.randrange(self.config.steps)  # the same for all micro-batches: it decides what is called
         for number, t in enumerate(times[: stop + 1]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number == stop):

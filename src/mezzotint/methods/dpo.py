@@ -122,7 +122,7 @@ class DPO(Method):
         }
         if isinstance(batch, Drawn):
             metrics |= {"reward": batch.reward.nanmean().nan_to_num(), "held_out_reward": batch.held_out.nanmean().nan_to_num()}
-            metrics |= {"failed": batch.reward.isnan().float(), "diversity": torch.tensor(batch.diversity)}
+            metrics |= {"failed": batch.reward.isnan().float(), "diversity": torch.full((), batch.diversity)}
         return (pair * (loss + self.config.anchor * winner)).mean(), metrics
 
     def _errors(self, pipeline: Pipeline, prompts: list[str], x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, ...]:

@@ -110,7 +110,7 @@ class EnhanceGRPO(Method):
             "reward": (batch.kept + batch.said) / 2,
             "kept": batch.kept,
             "said": batch.said,
-            "distinct": torch.tensor(batch.distinct),
+            "distinct": torch.full((), batch.distinct),
             "bytes": batch.written.sum(1).float(),
             **of_texts,
         }

@@ -175,5 +175,5 @@ def _rewards(batch: Transition) -> dict[str, Tensor]:
         "reward": batch.reward.nanmean().nan_to_num(),
         "held_out_reward": batch.held_out.nanmean().nan_to_num(),
         "failed": batch.reward.isnan().float(),
-        "diversity": torch.tensor(batch.diversity),
+        "diversity": torch.full((), batch.diversity),
     }

@@ -69,7 +69,7 @@ class LCM(Method):
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, teacher = self.config, self.pipeline("teacher")
         x0 = batch.x0(self.student)
-        times = self.student.config.path.times(config.grid, config.shift)
+        times = self.student.config.path.times(config.grid, config.shift).to(x0.device, non_blocking=True)
         place = places(len(batch), config.grid - config.skip + 1)
         t, s = times[place], times[place + config.skip]
         least, largest = config.scales

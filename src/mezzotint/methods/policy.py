@@ -47,14 +47,15 @@ def advantages(rewards: Tensor, groups: Sequence[Hashable]) -> Tensor:
 
     0 where a group's rewards are equal, and for rewards of NaN, which count in no group.
     """
-    out = torch.zeros_like(rewards)
+    known = rewards.cpu()  # a number here and one there: on a GPU each would be waited for
+    out = torch.zeros_like(known)
     members: dict[Hashable, list[int]] = {}
-    for row in torch.nonzero(rewards.isfinite()).flatten().tolist():
+    for row in torch.nonzero(known.isfinite()).flatten().tolist():
         members.setdefault(groups[row], []).append(row)
     for rows in members.values():
-        std, mean = torch.std_mean(rewards[rows], correction=0)
-        out[rows] = ((rewards[rows] - mean) / (std + DELTA)).clamp(-LARGEST, LARGEST)
-    return out
+        std, mean = torch.std_mean(known[rows], correction=0)
+        out[rows] = ((known[rows] - mean) / (std + DELTA)).clamp(-LARGEST, LARGEST)
+    return out.to(rewards.device)
 
 
 def policy_loss(ratio: Tensor, advantage: Tensor, divergence: Tensor, config: PolicyConfig) -> Tensor:

@@ -70,17 +70,19 @@ class Progressive(Method):
         x0 = batch.x0(self.student)
         calls = config.calls(step)
         grid = self.student.config.path.times(2 * calls, config.shift)
-        place = 2 * places(len(batch), calls)
+        with torch.device("cpu"):
+            place = 2 * places(len(batch), calls)
         times = torch.stack([grid[place], grid[place + 1], grid[place + 2]])
-        x_t = interpolate(x0, torch.randn_like(x0), times[0])
+        t = times[0].to(x0.device, non_blocking=True)
+        x_t = interpolate(x0, torch.randn_like(x0), t)
         told = self.student.config.denoiser.distilled
         scale = config.guidance if told or calls == config.first else 1.0
         with torch.no_grad():
             target = average_velocity(teacher.guided(teacher.encode(batch.prompts), scale), x_t, times)
-        velocity = self.student.guided(self.student.encode(batch.prompts), config.guidance if told else 1.0)(x_t, times[0])
+        velocity = self.student.guided(self.student.encode(batch.prompts), config.guidance if told else 1.0)(x_t, t)
         error = (velocity - target).square().flatten(1).mean(1)
-        loss = truncated_snr(times[0]) * error
-        return loss.mean(), {"t": times[0], "loss": loss.detach(), "calls": torch.tensor(float(calls))}
+        loss = truncated_snr(t) * error
+        return loss.mean(), {"t": t, "loss": loss.detach(), "calls": torch.full((), float(calls))}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -89,6 +91,6 @@ class Progressive(Method):
 
 
 def average_velocity(denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:
-    """The velocity that in one step leads where Euler steps lead, from x through falling times (K + 1, B)."""
+    """The velocity that in one step leads where Euler steps lead, from x through falling times (K + 1, B), which are on the CPU."""
     *_, last = euler(denoise, x, times)
-    return (last.x - x) / like(times[-1] - times[0], x)
+    return (last.x - x) / like((times[-1] - times[0]).to(x, non_blocking=True), x)

@@ -77,14 +77,14 @@ class ReFL(Method):
             raise RewardError(f"reward {kind!r} failed on all {len(prompts)} pictures of step {step}; see {config.goal.failures}")
         if images.requires_grad and not reward.requires_grad:
             raise UserError(f"ReFL needs a reward with a gradient, and {kind!r} has none; take a learned one, or method flow_grpo")
-        missing = (config.margin - reward[good]).relu().sum() / len(prompts)
+        missing = (config.margin - reward.where(good, config.margin)).relu().sum() / len(prompts)
         anchor = self._anchor(batch)
         shown = images.detach()
         return config.weight * missing + config.anchor * anchor, {
             "t": t,
             "reward": reward.detach().nanmean().nan_to_num(),
             "held_out_reward": self.goal.watch(shown, prompts).nanmean().nan_to_num(),
-            "diversity": torch.tensor(diversity(shown, prompts)),
+            "diversity": torch.full((), diversity(shown, prompts)),
             "failed": (~good).float(),
             "anchor": anchor.detach(),
         }
@@ -96,10 +96,11 @@ class ReFL(Method):
         size = (batch.images.shape[-2], batch.images.shape[-1])
         noise = randn_like(batch.images.new_empty(len(prompts), *student.codec.latent_shape(size)), None)
         x, grad = student.entered(noise, times), torch.is_grad_enabled()
+        times = times.to(x, non_blocking=True)
         denoise = student.guided(student.encode(prompts), settings.guidance, interval=settings.interval, rule=settings.rule)
         for number in range(stop + 1):
-            t = times[number].to(x).expand(len(x))
-            s = times[number + 1].to(x) if number < stop else torch.zeros_like(times[0]).to(x)
+            t = times[number].expand(len(x))
+            s = times[number + 1] if number < stop else torch.zeros_like(times[0])
             with torch.set_grad_enabled(grad and number > stop - self.config.through):
                 x = x + like(s - t, x) * denoise(x, t)
         return student.codec.decode(x).float(), t

@@ -80,10 +80,15 @@ class TransformersConfig(VisionConfig, kind="transformers"):
 class Transformers(Vision):
     """A vision transformer's last hidden states, normalised as the encoder has it, without tokens that stand before the patches."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.width, self.patch = model.config.hidden_size, model.config.patch_size
+        for name, colours in (("mean", MEAN), ("deviation", DEVIATION)):
+            self.register_buffer(name, torch.tensor(colours)[:, None, None], persistent=False)
 
     @property
     def network(self) -> nn.Module:
@@ -94,9 +99,8 @@ class Transformers(Vision):
         times = max(1, math.ceil(LEAST / min(grid)))
         rows, columns = (times * side for side in grid)
         size = (rows * self.patch, columns * self.patch)
-        mean, deviation = (images.new_tensor(colours)[:, None, None] for colours in (MEAN, DEVIATION))
         seen = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        tokens = self.model(((seen + 1) / 2 - mean) / deviation, interpolate_pos_encoding=True).last_hidden_state
+        tokens = self.model(((seen + 1) / 2 - self.mean) / self.deviation, interpolate_pos_encoding=True).last_hidden_state
         return resized(tokens[:, -rows * columns :].float().mT.unflatten(2, (rows, columns)), grid)
 
 

@@ -59,7 +59,8 @@ class BradleyTerry(Method):
         assert isinstance(model, RewardModel)
         winner, loser = model(torch.cat([batch.images, batch.rejected]), batch.prompts * 2).chunk(2)
         tie = identical(batch.images, batch.rejected)
-        held = torch.tensor([held_out(prompt, self.config.folds) for prompt in batch.prompts], device=tie.device)
+        held = torch.tensor([held_out(prompt, self.config.folds) for prompt in batch.prompts], device="cpu")
+        held = held.to(tie.device, non_blocking=True)
         taught = (~held & ~tie).float()
         loss = (bradley_terry_loss(winner, loser) * taught).mean() / self.share
         right, unseen = (winner > loser).float(), (held & ~tie).float()

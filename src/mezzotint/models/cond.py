@@ -17,6 +17,13 @@ NUMBERED = ("label", "tokens")
 FEATURES = ("text", "pooled", "states", "control")
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on another device. To a GPU it goes from pinned memory: else the host would wait there until the GPU has caught up."""
+    if tensor.is_cpu and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass
 class Cond:
     """A batch of conditions.
@@ -79,7 +86,7 @@ class Cond:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: sent(tensor, device))
 
     def in_precision(self, dtype: torch.dtype) -> Self:
         """The same with its features in the precision of a network."""

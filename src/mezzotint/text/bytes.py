@@ -64,7 +64,7 @@ class ByteEncoder(TextEncoder):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, prompts: Sequence[str]) -> Cond:
-        tokens = self.tokens(prompts).to(self.embed.weight.device)
+        tokens = self.tokens(prompts).to(self.embed.weight.device, non_blocking=True)
         mask = tokens.any(dim=2)
         words = self.norm_words(self.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])) * mask[..., None]
         words = words + self.neighbours(words.mT).mT
@@ -83,12 +83,12 @@ class ByteEncoder(TextEncoder):
         return self.config
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """(B, L, W) int64: 0 where there is no byte, else 1 + 256 * place in the word + byte."""
+        """(B, L, W) int64 on the CPU: 0 where there is no byte, else 1 + 256 * place in the word + byte."""
         rows = [self._words(prompt) for prompt in prompts]
         length, size = max([1, *map(len, rows)]), self.config.word_bytes
         nothing = (0,) * size
         padded = [[_numbers(word, size) for word in words] + [nothing] * (length - len(words)) for words in rows]
-        return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), length, size)
+        return torch.tensor(padded, dtype=torch.int64, device="cpu").reshape(len(rows), length, size)
 
     def _words(self, prompt: str) -> list[bytes]:
         size = self.config.word_bytes

@@ -109,14 +109,15 @@ class ByteWriter(nn.Module):
         ValueError for a pair of more than `length` bytes.
         """
         asked, told = [[*_bytes(text), BREAK] for text in short], [[*_bytes(text), END] for text in long]
-        starts = torch.tensor([len(row) for row in asked])
-        ends = starts + torch.tensor([len(row) for row in told])
-        most = int(ends.max())
+        lengths = [(len(a), len(a) + len(b)) for a, b in zip(asked, told, strict=True)]
+        most = max(end for _, end in lengths)
         if most > self.config.length:
             raise ValueError(f"texts must have at most the writer's length of {self.config.length} bytes, got one of {most}")
-        tokens = torch.tensor([a + b + [END] * (most - len(a) - len(b)) for a, b in zip(asked, told, strict=True)])
-        place, device = torch.arange(most), self.norm.weight.device
-        return tokens.to(device), ((place >= starts[:, None]) & (place < ends[:, None])).to(device)
+        device = self.norm.weight.device
+        padded = [a + b + [END] * (most - len(a) - len(b)) for a, b in zip(asked, told, strict=True)]
+        tokens, bounds = (torch.tensor(rows, device="cpu").to(device, non_blocking=True) for rows in (padded, lengths))
+        place = torch.arange(most, device=device)
+        return tokens, (place >= bounds[:, :1]) & (place < bounds[:, 1:])
 
     def log_prob(self, tokens: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, L) log p(y_i | y_<i) of the bytes of texts (B, L), in float32; 0 for the first."""
