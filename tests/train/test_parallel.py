@@ -80,6 +80,17 @@ def test_selective_recomputing_computes_no_product_again(pipeline: Pipeline) -> 
     assert selective == plain < count(checkpoint="full")[0]
 
 
+def test_selective_recomputing_finds_in_bfloat16_what_it_kept(run_config: Make, tmp_path: Path) -> None:
+    """The text encoder's blocks are called twice, for the captions and for none."""
+    norms = []
+    for keep in ("none", "selective"):
+        config = run_config(steps=1, preview_prompts=())
+        config.parallel = ParallelConfig(checkpoint=keep, precision="bfloat16")
+        Trainer(config, tmp_path / keep).run()
+        norms.append(next(line["grad_norm"] for line in read(tmp_path / keep / "metrics.jsonl") if "lr" in line))
+    assert norms[0] == norms[1]
+
+
 def test_every_block_is_compiled_by_itself(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda forward: compiled.append(forward) or forward)

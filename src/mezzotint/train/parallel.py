@@ -196,8 +196,10 @@ class Ranks:
         if self.device.type != "cpu":
             context.enter_context(self.device)
         if self.config.precision == "bfloat16":
-            # The cache would keep a copy in bfloat16 of every block that was gathered.
-            context.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=self.mesh is None))
+            # The cache would keep a copy in bfloat16 of every block that was gathered; and a block that is called again, as the text's are
+            # for the null prompt, would find its copies there, and not when it is recomputed, where all kernels must come as before.
+            cached = self.mesh is None and self.config.checkpoint != "selective"
+            context.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cached))
         return context
 
     def spread(self, role: Role) -> None:
