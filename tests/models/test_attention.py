@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mezzotint.models.attention import QKV, CrossAttention, SelfAttention, attend
 from mezzotint.models.blocks import MLP, Head, JointBlock, Stream, SwiGLU, initialise
@@ -19,6 +21,16 @@ def test_attention_is_a_mean_of_values_weighed_by_the_softmax_of_products() -> N
     for b, head, n in ((0, 0, 0), (1, 2, 4), (0, 3, 1)):
         weights = (k[b, head // 2] @ q[b, head, n] / 8**0.5).masked_fill(~mask[b], -torch.inf).softmax(0)
         assert torch.allclose(out[b, n, head], weights @ v[b, head // 2], atol=1e-6)
+
+
+def test_a_gpu_is_given_as_many_key_heads_as_query_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer it has no fused kernel that takes a mask, or float32, and makes the matrix of all pairs."""
+    given: list[list[int]] = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **_: given.append([x.shape[1] for x in (q, k, v)]) or q)
+    with FakeTensorMode():
+        q, k, mask = (torch.empty(shape, device="cuda") for shape in ((2, 4, 5, 8), (2, 2, 7, 8), (2, 7)))
+        attend(q, k, k, mask.bool())
+    assert given == [[4, 4, 4]]
 
 
 def test_where_nothing_may_be_attended_the_answer_is_zero_and_so_is_its_gradient() -> None:

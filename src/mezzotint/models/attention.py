@@ -20,6 +20,8 @@ Softmax = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # as `softm
 def softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The kernel of `attend`, with its arguments -> (B, heads, N, d)."""
     keys = None if mask is None else mask.reshape(len(mask), 1, -1, k.shape[2])
+    if q.is_cuda:  # where no fused kernel that takes a mask, or float32, has key heads that queries share
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys, enable_gqa=q.shape[1] != k.shape[1])
 
 
