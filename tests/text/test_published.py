@@ -89,6 +89,24 @@ def test_the_instruction_of_sana_is_word_by_word_theirs() -> None:
     assert "\n".join(default) == SANA_INSTRUCTION
 
 
+def test_prompts_with_an_instruction_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = build("sana", tmp_path)
+    read: list[int] = []
+    monkeypatch.setattr(ours.encoders[0].model, "forward", _counted(ours.encoders[0].model.forward, read))  # type: ignore[union-attr]
+    mixed, apart = ours(["", PROMPTS[0], "", PROMPTS[1]]), [ours([prompt]) for prompt in ("", *PROMPTS)]
+    assert read[:2] == [2, 2]
+    for row, alone in zip((0, 2, 1, 3), (apart[0], apart[0], *apart[1:]), strict=True):
+        assert torch.allclose(mixed.text[row], alone.text[0], atol=1e-5)
+
+
+def _counted(forward: Any, read: list[int]) -> Any:
+    def counted(tokens: Tensor, **keywords: Any) -> Any:
+        read.append(len(tokens))
+        return forward(tokens, **keywords)
+
+    return counted
+
+
 def test_encoders_are_frozen_shared_and_no_part_of_a_checkpoint(tmp_path: Path) -> None:
     _, ours = build("sd1.5", tmp_path)
     assert list(ours.parameters()) == []

@@ -138,13 +138,14 @@ class Tokenizer:
         return Said(torch.zeros(*mask.shape, 0), mask.bool(), numbers=_numbers(tokens))
 
     def tokens(self, texts: Sequence[str], length: int) -> Any:
-        """input_ids and attention_mask (B, length) of texts; what is longer is cut, with a warning."""
+        """input_ids and attention_mask (B, length) of texts, on the CPU; what is longer is cut, with a warning."""
         with quiet():  # which warns of what is cut below
             whole = self.tokenizer(texts).input_ids
         for text, ids in zip(texts, whole, strict=True):
             if len(ids) > length:
                 warnings.warn(f"prompt cut from {len(ids)} to {length} tokens: {text[:60]!r}...", stacklevel=2)
-        return self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with torch.device("cpu"):
+            return self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
 class Encoder(Tokenizer):
@@ -170,8 +171,11 @@ class Encoder(Tokenizer):
             prompts = [prompt.lower().strip() for prompt in prompts]
         if not self.config.instruction:
             return self._read(prompts, "")
-        parts = [self._read([prompt], self.config.instruction if prompt else "") for prompt in prompts]
-        joined: Any = (None if x[0] is None else torch.cat(x) for x in zip(*(vars(part).values() for part in parts), strict=True))
+        told, untold = ([row for row, prompt in enumerate(prompts) if bool(prompt) == given] for given in (True, False))
+        runs = [(rows, instruction) for rows, instruction in ((told, self.config.instruction), (untold, "")) if rows]
+        parts = [self._read([prompts[row] for row in rows], instruction) for rows, instruction in runs]
+        place = torch.tensor(told + untold, device="cpu").argsort().to(self.model.device, non_blocking=True)
+        joined: Any = (None if x[0] is None else torch.cat(x)[place] for x in zip(*(vars(part).values() for part in parts), strict=True))
         return Said(*joined)
 
     @torch.no_grad()
@@ -179,13 +183,15 @@ class Encoder(Tokenizer):
         config, length = self.config, self.config.length
         if instruction and config.apart:
             length += len(self.tokenizer.encode(instruction)) - 2
-        tokens = self.tokens([instruction + prompt for prompt in prompts], length).to(self.model.device)
+        tokens = self.tokens([instruction + prompt for prompt in prompts], length)
+        tokens = tokens.to(self.model.device, non_blocking=True)
         mask = None if config.masked == "nobody" else tokens.attention_mask
         out = self.model(tokens.input_ids, attention_mask=mask, output_hidden_states=True)
         features = out.last_hidden_state if config.layer == -1 else out.hidden_states[config.layer]
         pooled = {"projected": "text_embeds", "plain": "pooler_output"}.get(config.pooled)
         # Of an instruction apart, the first token is taken, on which language models rest their attention, and the end.
-        taken = torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(length - config.length + 1, length)])
+        last = torch.arange(length - config.length + 1, length, device=features.device)
+        taken = torch.cat([last.new_zeros(1), last])
         return Said(
             features[:, taken],
             mask[:, taken].bool() if mask is not None and config.masked == "all" else None,
@@ -318,7 +324,7 @@ class Published(TextEncoder):
             if one.numbers is not None:
                 cond.tokens = one.numbers
         if self.config.zeros:
-            given = torch.tensor([bool(prompt) for prompt in prompts], device=device)
+            given = torch.tensor([bool(prompt) for prompt in prompts], device="cpu").to(device, non_blocking=True)
             cond.text, cond.pooled = cond.text * given[:, None, None], cond.pooled * given[:, None]
         return cond
 
