@@ -75,8 +75,8 @@ def image_positions(frames: int, rows: int, columns: int, device: torch.device |
 
 def spanning_positions(rows: int, columns: int, span: float, device: torch.device | None = None) -> Tensor:
     """(rows columns, 3) as `image_positions`, but row and column run from 0 to `span`, however many there are."""
-    positions = image_positions(1, rows, columns, device)
-    return positions * positions.new_tensor([1, span / rows, span / columns])
+    frame, row, column = image_positions(1, rows, columns, device).unbind(-1)
+    return torch.stack([frame, row * (span / rows), column * (span / columns)], dim=-1)
 
 
 def sincos_2d(positions: Tensor, dim: int) -> Tensor:
