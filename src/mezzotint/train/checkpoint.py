@@ -17,6 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class Saver:
         self.finish()
         own = {group: shares(named, self.rank == 0) for group, named in tensors.items()}
         self.copied.clear()
-        self.thread = threading.Thread(target=self._write, args=(step, own, state, frozenset(spare)), name="checkpoint", daemon=True)
+        arguments = (step, own, state, frozenset(spare), _stream(own))
+        self.thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self.thread.start()
 
     def settle(self) -> None:
@@ -119,15 +121,32 @@ class Saver:
             torch._foreach_copy_([kept[name] for name in own], [share.tensor for share in own.values()])
         return {name: Share(kept[name], share.start) for name, share in own.items()}
 
-    def _write(self, step: int, own: dict[str, dict[str, Share]], state: dict[str, Any], spare: Collection[int]) -> None:
+    def _write(
+        self,
+        step: int,
+        own: dict[str, dict[str, Share]],
+        state: dict[str, Any],
+        spare: Collection[int],
+        stream: torch.cuda.Stream | None,
+    ) -> None:
         try:
-            copied = {group: self._copy(group, named) for group, named in own.items()}
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                copied = {group: self._copy(group, named) for group, named in own.items()}
             self.copied.set()
             write(self.folder, step, copied, state, self.keep, spare, self.rank, self.world)
         except Exception as error:  # it is raised where the loop is
             self.error = error
         finally:
             self.copied.set()
+
+
+def _stream(own: Mapping[str, Mapping[str, Share]]) -> torch.cuda.Stream | None:
+    """Where copies from a GPU go beside what it computes from now on; in the stream of that they would stand in line."""
+    if not any(share.tensor.is_cuda for named in own.values() for share in named.values()):
+        return None
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    return stream
 
 
 def write(
