@@ -23,6 +23,7 @@ from mezzotint.errors import UserError
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.models.cond import sent
 from mezzotint.pipeline import Pipeline
 from mezzotint.text import ByteEncoder
 
@@ -67,9 +68,9 @@ class DreamBooth(Method):
         batch = next(loader)
         if not self.config.prior:
             return [batch]
-        rows = torch.randint(len(self._class), (len(batch),))
+        rows = torch.randint(len(self._class), (len(batch),), device="cpu")
         given = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        return [WithPrior(**given, prior=self._class[rows])]
+        return [WithPrior(**given, prior=sent(self._class[rows], batch.images.device))]
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         subject, t = self._error(batch.images, batch.prompts)
@@ -87,9 +88,9 @@ class DreamBooth(Method):
 
     @cached_property
     def _class(self) -> Tensor:
-        """Pictures of the class by the original."""
+        """Pictures of the class by the original, on the CPU."""
         original = self.pipeline("original")
-        return original(self.config.class_prompt, self.config.pictures).to(next(original.parameters()).device)
+        return original(self.config.class_prompt, self.config.pictures)
 
 
 def _only_word(pipeline: Pipeline, word: str) -> None:
