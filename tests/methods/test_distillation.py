@@ -315,6 +315,13 @@ def test_the_penalty_is_the_squared_gradient_of_logits_by_their_tokens() -> None
     assert slopes.min() > 0
 
 
+def test_what_a_critic_says_is_float32_under_autocast(pipeline: Pipeline, batch: Batch) -> None:
+    method = LADDConfig().build(pipeline)
+    with torch.autocast("cpu", torch.bfloat16):
+        for turn in method.turns(0):
+            assert method.loss(batch, turn, 0)[0].dtype == torch.float32
+
+
 def test_the_critic_learns_to_tell_and_the_student_moves_towards_what_it_takes_for_real(pipeline: Pipeline, batch: Batch) -> None:
     method = LADDConfig(steps=2, r1=0.0, times=TimeDensity(mean=-1.0)).build(pipeline)
     critic, student = method.roles["critic"].module, method.student

@@ -32,7 +32,8 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """Tokens of frozen blocks, list of (B, N, D), with a condition (B, HIDDEN) -> logits and slopes, each (B, tokens of all blocks).
+    """Tokens of frozen blocks, list of (B, N, D), with a condition (B, HIDDEN) -> logits and slopes, each (B, tokens of all blocks),
+    in float32 or better.
 
     widths: D of every block. Each logit sees its own token only; its slope is the square of its gradient by that token, whose mean is
     the penalty R1 (Mescheder et al. 2018, eq. 9). It is in closed form, since a gradient of a gradient does not pass through a module
@@ -46,8 +47,9 @@ class Heads(nn.Module):
 
     def forward(self, features: list[Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
         read = [head(tokens, condition) for head, tokens in zip(self.heads, features, strict=True)]
-        logits, slopes = zip(*read, strict=True)
-        return torch.cat(logits, dim=1), torch.cat(slopes, dim=1)
+        logits, slopes = (torch.cat(parts, dim=1) for parts in zip(*read, strict=True))
+        wide = torch.promote_types(logits.dtype, torch.float32)  # under autocast they are narrower
+        return logits.to(wide), slopes.to(wide)
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
