@@ -260,6 +260,12 @@ def test_calibration_is_measured_on_held_out_prompts() -> None:
         measure(lambda images, prompts: images[:, 0, 0, 0], [batch], folds=1)
 
 
+def test_a_published_reward_is_read_within_a_step_of_another_device(folder: Path) -> None:
+    with torch.device("meta"):
+        reward = CLIPRewardConfig(str(folder / "clip")).build()
+    assert reward(pictures(32), PROMPTS).isfinite().all()
+
+
 def test_a_reward_model_comes_back_as_it_was(folder: Path, tmp_path: Path) -> None:
     small = SmallEncoderConfig(widths=(8, 16), text=ByteEncoderConfig(width=16, heads=2))
     for name, encoder in {"small": small, "clip": CLIPEncoderConfig(str(folder / "clip"))}.items():
