@@ -4,8 +4,8 @@ from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.consistency_training import ConsistencyTrainingConfig
 from mezzotint.methods.lcm import LCMConfig
 from mezzotint.models.lora import LoRAConfig
-from mezzotint.recipes.distil import GUIDANCE, student
-from mezzotint.recipes.tiny import SizeName
+from mezzotint.recipes.post import student
+from mezzotint.recipes.tiny import GUIDANCE, SizeName
 from mezzotint.train.trainer import RunConfig
 
 

@@ -7,28 +7,13 @@ from mezzotint.methods.add import ADDConfig
 from mezzotint.methods.guidance_distill import GuidanceDistillConfig
 from mezzotint.methods.ladd import LADDConfig
 from mezzotint.methods.meanflow import MeanFlowConfig
-from mezzotint.methods.method import MethodConfig
 from mezzotint.methods.progressive import ProgressiveConfig
 from mezzotint.methods.reflow import ReflowConfig
 from mezzotint.methods.repa import OwnConfig
 from mezzotint.methods.scm import SCMConfig
-from mezzotint.recipes.post import continued, watched
-from mezzotint.recipes.tiny import SizeName, worlds
+from mezzotint.recipes.post import student
+from mezzotint.recipes.tiny import GUIDANCE, SizeName, worlds
 from mezzotint.train.trainer import RunConfig
-
-GUIDANCE = worlds().pipeline.sampling.guidance  # of the teachers
-
-
-def student(size: SizeName, share: float, lr: float, method: MethodConfig, patience: int = 4, **sampling: object) -> RunConfig:
-    """Distillation on the preferred look, as in the speedrun; the student draws as its teacher but for `sampling`.
-
-    patience: evaluations without a better one after which it ends.
-    """
-    config = continued(size, share, lr)
-    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    config.method = method
-    config.pipeline.sampling = config.pipeline.sampling.replace(**sampling)
-    return watched(config, size, patience)
 
 
 def guidance_distill(size: SizeName = "s") -> RunConfig:

@@ -4,7 +4,8 @@ from mezzotint.data.worlds import WorldsConfig
 from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
-from mezzotint.recipes.tiny import SizeName, worlds
+from mezzotint.methods.method import MethodConfig
+from mezzotint.recipes.tiny import GUIDANCE, SizeName, worlds
 from mezzotint.train.evaluation import EvaluationConfig
 from mezzotint.train.optim import OptimConfig
 from mezzotint.train.trainer import RunConfig
@@ -20,11 +21,16 @@ def continued(size: SizeName, share: float, lr: float) -> RunConfig:
     return config
 
 
-def watched(config: RunConfig, size: SizeName, patience: int = 4) -> RunConfig:
-    """A student that is compared with what it starts from: its best weights are kept, and it ends when it no longer gets better.
+def student(size: SizeName, share: float, lr: float, method: MethodConfig, patience: int = 4, **sampling: object) -> RunConfig:
+    """Distillation on the preferred look, as in the speedrun; the student draws as its teacher but for `sampling`.
 
-    patience: see `EvaluationConfig`; 0 for students whose task changes on the way. The smallest size is too short to have any.
+    It is compared with its teacher on the way, and its best weights are kept. patience: evaluations without a better one after which it
+    ends; 0 where its task changes on the way. The smallest size is too short to have any.
     """
+    config = continued(size, share, lr)
+    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
+    config.method = method
+    config.pipeline.sampling = config.pipeline.sampling.replace(**sampling)
     every, pictures, patience = (2, 1, 0) if size == "xs" else (10, 20, patience)
     config.evaluation = EvaluationConfig("students", max(1, config.train.steps // every), pictures, best="score", patience=patience)
     return config
@@ -48,12 +54,8 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 def consistency(size: SizeName = "s") -> RunConfig:
     """Distillation to four steps by consistency; noise is drawn anew between them. Reached: judge 0.65, its teacher 0.89 in 30."""
-    config = continued(size, share=0.1, lr=2e-3)
-    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    teacher = config.pipeline.sampling
-    config.method = ConsistencyConfig(guidance=teacher.guidance, grid=16, segments=1, shift=3.0)
-    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=1.5)
-    return watched(config, size)
+    method = ConsistencyConfig(guidance=GUIDANCE, grid=16, segments=1, shift=3.0)
+    return student(size, 0.1, 2e-3, method, solver="consistency", steps=4, guidance=1.0, shift=1.5)
 
 
 def dmd(size: SizeName = "s") -> RunConfig:
@@ -61,9 +63,5 @@ def dmd(size: SizeName = "s") -> RunConfig:
 
     It has the most steps of all students, and needs them: after a third of these it is no better than `consistency` (docs/LOG.md).
     """
-    config = continued(size, share=0.2, lr=1e-3)
-    config.data = WorldsConfig(size=config.data.size, split="preferred", seed=3)
-    teacher = config.pipeline.sampling
-    config.method = DMDConfig(guidance=teacher.guidance, critic_turns=2, level=0.3)
-    config.pipeline.sampling = teacher.replace(steps=4, guidance=1.0, solver="consistency", shift=3.0)
-    return watched(config, size)
+    method = DMDConfig(guidance=GUIDANCE, critic_turns=2, level=0.3)
+    return student(size, 0.2, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=3.0)

@@ -36,6 +36,7 @@ SIZES: dict[SizeName, Size] = {
     "l": Size(width=768, depth=16, text=512, image=128, batch=512, steps=60_000, lr=5e-4),  # one large GPU; not yet run
 }
 PATCH, STRIDE, HEAD = 16, 8, 64  # pixels a side and from one to the next, and channels of an attention head
+GUIDANCE = 2.0
 PREVIEWS = (
     "a red star above a blue square",
     "two green triangles",
@@ -55,7 +56,7 @@ def worlds(size: SizeName = "s") -> RunConfig:
         pipeline=PipelineConfig(
             text=ByteEncoderConfig(width=s.text, heads=s.text // HEAD),
             denoiser=DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, patch=PATCH, stride=STRIDE, text_width=s.text),
-            sampling=Sampling(size=s.image, guidance=2.0, solver="consistency", steps=30, shift=2.0),
+            sampling=Sampling(size=s.image, guidance=GUIDANCE, solver="consistency", steps=30, shift=2.0),
         ),
         data=WorldsConfig(size=s.image),
         method=DenoiseConfig(level=0.3, detail=1.0, times=TimeDensity(mean=1.2, uniform=0.1)),
