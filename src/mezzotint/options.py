@@ -106,8 +106,8 @@ class LifecycleOptions:
 
     size: SizeName = "s"
     """xs: two minutes. s: two cores. m, l: one GPU."""
-    tune: TuneName = "grpo"
-    """How the reward is raised: by policy gradients (Flow-GRPO), or by preferences among the model's own pictures (online DPO)."""
+    tune: TuneName = "dpo"
+    """How the reward is raised: by preferences among the model's own pictures (online DPO), or by policy gradients (Flow-GRPO)."""
     out: OptionalPath = None
     """Folder of the run; runs/lifecycle-SIZE-TUNE if not given."""
 

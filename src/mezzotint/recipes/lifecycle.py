@@ -20,7 +20,7 @@ def both(model: str = MODEL) -> GoalConfig:
 
 
 def grpo_both(size: SizeName = "s", goal: GoalConfig | None = None) -> RunConfig:
-    """Flow-GRPO on what the judge says and the learned taste together. Not yet run."""
+    """Flow-GRPO on what the judge says and the learned taste together. From a good start it only loses (docs/LOG.md): take `dpo_both`."""
     config = grpo(size)
     assert isinstance(config.method, FlowGRPOConfig)
     config.method = config.method.replace(goal=goal or both())
@@ -28,7 +28,7 @@ def grpo_both(size: SizeName = "s", goal: GoalConfig | None = None) -> RunConfig
 
 
 def dpo_both(size: SizeName = "s", goal: GoalConfig | None = None) -> RunConfig:
-    """Online DPO on the same. Not yet run."""
+    """Online DPO on the same. Reached: judge 0.91 and taste 0.94 as before, 0.092 of diversity instead of 0.083."""
     config = dpo_online(size)
     assert isinstance(config.method, DPOConfig)
     config.method = config.method.replace(goal=goal or both())
