@@ -310,7 +310,9 @@ def test_the_penalty_is_the_squared_gradient_of_logits_by_their_tokens() -> None
     features = [torch.randn(4, n, d, dtype=torch.float64, requires_grad=True) for n, d in ((5, 3), (2, 7))]
     logits, slopes = heads(features, c)
     gradients = torch.autograd.grad(logits.sum(), features)
-    assert torch.allclose(slopes, torch.cat([g.square().sum(-1) for g in gradients], dim=1), rtol=1e-9)
+    spreads = [tokens.var(-1, correction=0) + 1e-5 for tokens in features]
+    own = [spread * g.square().sum(-1) for spread, g in zip(spreads, gradients, strict=True)]
+    assert torch.allclose(slopes, torch.cat(own, dim=1), rtol=1e-9)
     assert slopes.shape == logits.shape == (4, 7)
     assert slopes.min() > 0
 
