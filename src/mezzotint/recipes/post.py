@@ -53,7 +53,7 @@ def dpo(size: SizeName = "s") -> RunConfig:
 
 
 def consistency(size: SizeName = "s") -> RunConfig:
-    """Distillation to four steps by consistency; noise is drawn anew between them. Reached on its watch: judge 0.77, its teacher 0.93 in 30."""
+    """Distillation to four steps by consistency; noise is drawn anew between them. Reached: judge 0.77, its teacher 0.93 in 30."""
     method = ConsistencyConfig(guidance=GUIDANCE, grid=16, segments=1, shift=3.0)
     return student(size, 0.2, 7e-4, method, solver="consistency", steps=4, guidance=1.0, shift=1.5)
 
