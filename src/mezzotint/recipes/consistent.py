@@ -16,7 +16,10 @@ def lcm(size: SizeName = "s") -> RunConfig:
 
 
 def lcm_lora(size: SizeName = "s") -> RunConfig:
-    """The same in an adapter, with one guidance for all: `export/adapter` makes a student of its teacher and of its relatives."""
+    """The same in an adapter, with one guidance for all: `export/adapter` makes a student of its teacher and of its relatives.
+
+    Reached: judge 0.68, its teacher 0.90 in 30.
+    """
     config = lcm(size)
     assert isinstance(config.method, LCMConfig)
     config.method = config.method.replace(scales=(GUIDANCE, GUIDANCE))
@@ -28,7 +31,7 @@ def lcm_lora(size: SizeName = "s") -> RunConfig:
 def consistency_training(size: SizeName = "s") -> RunConfig:
     """Four steps without a teacher, tuned from a flow; it learns from the data, unguided. Its task changes with its grid.
 
-    Reached on its watch: judge 0.70 in four calls, the flow that it starts from 0.62 unguided. It bears only small rates.
+    Reached: judge 0.64 in four calls, the flow that it starts from 0.62 unguided. It bears only small rates.
     """
     method = ConsistencyTrainingConfig(last=40, shift=1.5, huber=0.1, times=TimeDensity(mean=0.8, std=1.4))
     config = student(size, 0.03, 2e-5, method, patience=0, solver="consistency", steps=4, guidance=1.0, shift=1.5)

@@ -1,4 +1,4 @@
-"""Students of few steps, each started from its teacher (``--init``). Those that reached nothing yet have not been run to their end."""
+"""Students of few steps, each started from its teacher (``--init``). What they reached is in docs/distillation.md."""
 
 from mezzotint.data.pairs import PairsConfig
 from mezzotint.data.worlds import WorldsConfig
@@ -72,7 +72,7 @@ def add(size: SizeName = "s") -> RunConfig:
 
 
 def scm(size: SizeName = "s") -> RunConfig:
-    """Four steps, consistent in continuous time; the rate by differences as in `meanflow`.
+    """Four steps, consistent in continuous time; the rate by differences as in `meanflow`. Reached: judge 0.69, its teacher 0.90 in 30.
 
     r ends at 3/4: at 1 the student is lost within 60 steps, at this rate and at a sixth of it (docs/LOG.md).
     """
