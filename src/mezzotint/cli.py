@@ -327,7 +327,7 @@ def models(options: ModelsOptions) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "architecture", "parameters", "TFLOP", "px", "text", "published by", box=None)
+    table = Table("name", "network", "weights", "TFLOP", "px", "text", "published by", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
     for row in rows:
         size, work = f"{row['parameters'] / 1e9:.3g}B", f"{row['flops'] / 1e12:.3g}"
