@@ -48,7 +48,7 @@ USAGE = """usage: mezzotint VERB ...
 The whole life of an image model in one code base.
 
   speedrun   pre-train, fine-tune, align, distil and evaluate a model; ends in a report
-  lifecycle  the same with a reward model, reinforcement, a 4-step student and a subject
+  lifecycle  the same with a reward model, tuning by it, a 4-step student and a subject
   train      run a recipe, on Worlds or on a folder of images
   sample     draw pictures of a prompt
   eval       measure a model

@@ -1,6 +1,6 @@
 """The speedrun's longer sister: the chain that a team would choose, in one command.
 
-Worlds -> pre-training -> fine-tuning on the preferred look -> a reward model of it -> Flow-GRPO, or online DPO, on what is right and
+Worlds -> pre-training -> fine-tuning on the preferred look -> a reward model of it -> online DPO, or Flow-GRPO, on what is right and
 what is liked -> distillation to four steps by distribution matching (DMD2) -> a subject in an adapter on the student. Every one is judged.
 """
 

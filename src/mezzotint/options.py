@@ -99,7 +99,7 @@ class SpeedrunOptions:
 
 @dataclass
 class LifecycleOptions:
-    """Worlds -> pre-training -> fine-tuning -> reward model -> GRPO or DPO -> 4-step distillation (DMD2) -> a subject in a LoRA -> report.
+    """Worlds -> pre-training -> fine-tuning -> reward model -> DPO or GRPO -> 4-step distillation (DMD2) -> a subject in a LoRA -> report.
 
     Stopped at any point, the same command goes on from there.
     """
