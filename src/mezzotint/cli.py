@@ -362,7 +362,8 @@ def plan(options: PlanOptions, rest: list[str]) -> None:
     device = DEVICES[options.gpu]
     if options.price is not None:
         device = replace(device, price=options.price)
-    setup = Setup(options.gpus, options.precision, options.checkpointing, options.lora, options.context, options.offload)
+    rank = options.lora or config.adapter.rank
+    setup = Setup(options.gpus, options.precision, options.checkpointing, rank, options.context, options.offload)
     with bars(passing=True) as progress:
         show = shown(progress, "planning")
         show(0, 2)

@@ -63,11 +63,11 @@ def test_every_parameter_has_exactly_one_optimizer() -> None:
 
 
 def test_the_average_follows_and_starts_fast() -> None:
-    module, average = nn.Linear(1, 1), nn.Linear(1, 1)
+    module, average, names = nn.Linear(1, 1), nn.Linear(1, 1), {"weight"}
     with torch.no_grad():
         module.weight.fill_(1.0)
         average.weight.zero_()
-    average_(Weights(average), Weights(module), warmed(0.99, step=0))
+    average_(Weights(average, names), Weights(module, names), warmed(0.99, step=0))
     assert average.weight.item() == pytest.approx(0.9), "the first step takes 1 - 1/10 of the new weights"
-    average_(Weights(average), Weights(module), warmed(0.5, step=10_000))
+    average_(Weights(average, names), Weights(module, names), warmed(0.5, step=10_000))
     assert average.weight.item() == pytest.approx(0.95)

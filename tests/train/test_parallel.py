@@ -52,7 +52,7 @@ def loss_and_gradients(pipeline: Pipeline) -> tuple[int, list[Tensor]]:
 
 
 def spread(pipeline: Pipeline, **settings: Any) -> None:
-    Ranks(ParallelConfig(**settings)).spread(Role(pipeline))
+    Ranks(ParallelConfig(**settings)).spread({"student": Role(pipeline)})
 
 
 def test_recomputing_keeps_less_and_gives_the_same_gradients(pipeline: Pipeline) -> None:
@@ -111,7 +111,7 @@ def test_buckets_compile_to_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     net = DiTConfig(width=16, depth=2, heads=2, patch=8, text_width=8).build()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
-    Ranks(ParallelConfig(compile=True)).spread(Role(net))
+    Ranks(ParallelConfig(compile=True)).spread({"student": Role(net)})
     seen, buckets = [], shapes(64, 8)
     for width, height in 2 * buckets:
         rows = batch_size((width, height), 8, 128)

@@ -168,6 +168,10 @@ def test_settings_do_what_they_are_for(run_config: Callable[..., RunConfig]) -> 
     adapter = plan(config, replace(EXACT, lora=4), H100)
     assert adapter.trained < 0.2 * plain.trained
     assert adapter.states_gb < 0.2 * plain.states_gb
+    paired = run_config(DPOConfig(), batch=64, pairs=True)
+    both, several = (plan(paired, replace(EXACT, lora=rank), H100) for rank in (4, 0))
+    assert several.weights_gb + several.averages_gb == pytest.approx(3 * plain.weights_gb)
+    assert both.weights_gb + both.averages_gb < 1.3 * plain.weights_gb, "the network is there once"
 
 
 def test_what_was_asked_before_is_answered_alike(run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from mezzotint.config import Config
 from mezzotint.methods.denoise import DenoiseConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.models import ClassDiTConfig, DenoiserConfig, FluxConfig, MMDiTConfig, UNetConfig
+from mezzotint.models.lora import LoRAConfig
 from mezzotint.text.blank import BlankConfig
 from mezzotint.train import checkpoint
 from mezzotint.train.log import read
@@ -81,6 +82,7 @@ def ran(root: Path, run_config_once: Make) -> Path:
     runs = {name: of_method(run_config_once(method, pairs=name in PAIRED, steps=2)) for name, method in METHODS.items()}
     first = {"data.size": 16, "pipeline.sampling.size": 16, "method.mask": 0.5, "train.accumulate": 2}
     runs |= {"long": long, "coded": coded, "even": even, "half": half, "staged": even.replace(stages=(StageConfig(1, first),))}
+    runs["adapter"] = replace(runs["dpo"], adapter=LoRAConfig(rank=2))
     for name, denoiser in NETWORKS.items():
         runs[name] = quiet(run_config_once(steps=2))
         runs[name].pipeline.denoiser = denoiser
@@ -130,6 +132,7 @@ def ran(root: Path, run_config_once: Make) -> Path:
         ("half", 2, 3, 1e-3),
         ("staged", 2, 3, 1e-5),
         ("coded", 2, 6, 1e-5),
+        ("adapter", 2, 2, 1e-5),
     ]
     # Within a group of pictures the policy's losses cancel.
     + [(name, 2, 2, 1e-4 if name == "flow_grpo" else 1e-5) for name in (*METHODS, *NETWORKS)],

@@ -11,7 +11,6 @@ to be consistent within each of its own steps and runs them with `euler`. One se
 the one without a teacher.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from mezzotint.data.batch import Batch
 from mezzotint.flow.path import interpolate, like
 from mezzotint.flow.time import places, shift
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn, twin
 from mezzotint.methods.teacher import follow, teacher_of
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
@@ -57,7 +56,7 @@ class Consistency(Method):
         self.roles = {
             "student": Role(pipeline, averaged=True),
             "teacher": Role(teacher_of(pipeline, config.teacher), trained=False),
-            "target": Role(copy.deepcopy(pipeline), trained=False),
+            "target": Role(twin(pipeline), trained=False, moved=True),
         }
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:

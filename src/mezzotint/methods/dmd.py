@@ -9,7 +9,6 @@ The critic takes `critic_turns` optimizer steps for each of the student's (two t
 it meets when it samples (backward simulation): its own outputs, renoised, at one of its `steps` times drawn at random.
 """
 
-import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.path import from_velocity, interpolate, like
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error, levelled
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn, twin
 from mezzotint.methods.teacher import teacher_of
 from mezzotint.models import Cond
 from mezzotint.pipeline import Pipeline
@@ -53,7 +52,7 @@ class DMD(Method):
         self.roles = {
             "student": Role(pipeline, averaged=True),
             "teacher": Role(teacher, trained=False),
-            "critic": Role(copy.deepcopy(teacher)),
+            "critic": Role(twin(teacher)),
         }
 
     def turns(self, step: int) -> Sequence[Turn]:

@@ -10,7 +10,6 @@ Pairs come with the data, or, with `draws`, from the student itself (online DPO)
 reward and the one with the lowest. Pairs of identical pictures, and drawn ones of equal rewards, teach nothing and are counted.
 """
 
-import copy
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +23,7 @@ from mezzotint.errors import UserError
 from mezzotint.evals.distance import diversity
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn, twin
 from mezzotint.pipeline import Pipeline
 from mezzotint.rewards.goal import Goal, GoalConfig
 from mezzotint.rewards.pairs import identical
@@ -71,7 +70,7 @@ class DPO(Method):
         if config.draws == 1 or config.draws < 0:
             raise ValueError(f"draws must be 0 or at least 2 pictures, got {config.draws}")
         self.config = config
-        self.roles = {"student": Role(pipeline, averaged=True), "reference": Role(copy.deepcopy(pipeline), trained=False)}
+        self.roles = {"student": Role(pipeline, averaged=True), "reference": Role(twin(pipeline), trained=False)}
 
     def experience(self, loader: Loader, step: int) -> list[Batch]:
         batch = next(loader)

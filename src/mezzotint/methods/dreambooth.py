@@ -11,7 +11,6 @@ Where we differ: the class pictures are drawn when they are first needed, from f
 the original's weights, which the checkpoint holds.
 """
 
-import copy
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -22,7 +21,7 @@ from mezzotint.data.batch import Batch, Loader
 from mezzotint.errors import UserError
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import flow_error
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn, twin
 from mezzotint.models.cond import sent
 from mezzotint.pipeline import Pipeline
 from mezzotint.text import ByteEncoder
@@ -57,12 +56,12 @@ class DreamBooth(Method):
 
     def __init__(self, config: DreamBoothConfig, pipeline: Pipeline) -> None:
         self.config = config
-        self.roles = {
-            "student": Role(pipeline, averaged=True, dropout=True),
-            "original": Role(copy.deepcopy(pipeline), trained=False),
-        }
         if config.word:
             _only_word(pipeline, config.word)
+        self.roles = {
+            "student": Role(pipeline, averaged=True, dropout=True),
+            "original": Role(twin(pipeline), trained=False),
+        }
 
     def experience(self, loader: Loader, step: int) -> list[Batch]:
         batch = next(loader)

@@ -10,7 +10,6 @@ Advantage and clipped loss are those of `methods.policy`: a byte is to a text wh
 Where we differ: a text that found no end within the writer's length counts with all its bytes.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.data.batch import Batch, Loader
-from mezzotint.methods.method import Method, Metrics, Role, Turn
+from mezzotint.methods.method import Method, Metrics, Role, Turn, twin
 from mezzotint.methods.policy import PolicyConfig, advantages, grouped, policy_loss, told
 from mezzotint.pipeline import Pipeline
 from mezzotint.text.writer import ByteWriter, ByteWriterConfig, load_writer, read
@@ -73,7 +72,7 @@ class EnhanceGRPO(Method):
         self.roles = {
             "student": Role(pipeline, trained=False),
             "writer": Role(writer.requires_grad_(True), averaged=True),
-            "reference": Role(copy.deepcopy(writer), trained=False),
+            "reference": Role(twin(writer), trained=False),
         }
 
     def turns(self, step: int) -> Sequence[Turn]:

@@ -14,7 +14,6 @@ and `kl` do not depend on the size of the picture or the number of steps; every 
 halves them. A group without differences has no advantage and stays in the batch, so that all ranks do the same work.
 """
 
-import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from torch import Tensor
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.evals.distance import diversity
 from mezzotint.flow.solvers import Law, Step, constant, cps, flow_sde, grpo, kl, log_prob, randn_like, sit, transition
-from mezzotint.methods.method import Method, Metrics, Role, Turn
+from mezzotint.methods.method import Method, Metrics, Role, Turn, twin
 from mezzotint.methods.policy import PolicyConfig, advantages, grouped, policy_loss, told
 from mezzotint.pipeline import Pipeline
 from mezzotint.rewards.goal import Goal, GoalConfig
@@ -93,7 +92,7 @@ class FlowGRPO(Method):
         if not 0 <= config.window < config.steps:
             raise ValueError(f"window must be fewer than the {config.steps} steps, got {config.window}")
         self.config = config
-        self.roles = {"student": Role(pipeline, averaged=True), "reference": Role(copy.deepcopy(pipeline), trained=False)}
+        self.roles = {"student": Role(pipeline, averaged=True), "reference": Role(twin(pipeline), trained=False)}
 
     @cached_property
     def goal(self) -> Goal:

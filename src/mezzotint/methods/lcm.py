@@ -13,7 +13,6 @@ Where we differ: w is in the scale where 1 is off, theirs is one less; one Euler
 are a role of their own and not the average that is exported; d is the pseudo-Huber distance of a whole sample, theirs of every element.
 """
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +24,7 @@ from mezzotint.flow.path import from_velocity, interpolate, like
 from mezzotint.flow.time import places
 from mezzotint.methods.consistency import pseudo_huber
 from mezzotint.methods.guidance_distill import guided_by
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn, twin
 from mezzotint.methods.teacher import follow, teacher_of, told_copy
 from mezzotint.pipeline import Pipeline
 
@@ -63,7 +62,7 @@ class LCM(Method):
         self.roles = {
             "student": Role(student, averaged=True),
             "teacher": Role(teacher_of(pipeline, config.teacher), trained=False),
-            "target": Role(copy.deepcopy(student), trained=False),
+            "target": Role(twin(student), trained=False, moved=True),
         }
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:

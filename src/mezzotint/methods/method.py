@@ -1,10 +1,11 @@
 """The contract between a technique and the Trainer."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -14,22 +15,35 @@ from mezzotint.pipeline import Pipeline
 
 Metrics = Mapping[str, Tensor]
 Turn = tuple[str, ...]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
 class Role:
     """A part that a module plays in a method.
 
-    trained: it has an optimizer; otherwise it is frozen. averaged: a moving average of its weights is kept, and it is the
-    average that previews, evaluation and export see. One beside the student is exported to `export/ROLE` if it is `Saved`. dropout: it
-    has its dropout while it trains: for losses that compare it with data; one that is compared with itself, or with a copy, must be the
-    same network both times.
+    trained: it has an optimizer. moved: it has none, and the method itself changes its weights after steps. What is neither stays as the
+    method made it, and so does every weight that needed no gradient then, as the network under an adapter: `twin`s share it, and
+    checkpoints do not have it. averaged: a moving average of its weights is kept, and it is the average that previews, evaluation and
+    export see. One beside the student is exported to `export/ROLE` if it is `Saved`. dropout: it has its dropout while it trains: for
+    losses that compare it with data; one that is compared with itself, or with a copy, must be the same network both times.
     """
 
     module: nn.Module
     trained: bool = True
     averaged: bool = False
     dropout: bool = False
+    moved: bool = False
+
+    def fixed(self) -> dict[str, nn.Parameter]:
+        """The weights that stay as they are, by all of their names; to be asked as the method has made them."""
+        changes = self.trained or self.moved
+        return {name: p for name, p in self.module.named_parameters(remove_duplicate=False) if not (changes and p.requires_grad)}
+
+
+def twin(module: M) -> M:
+    """A copy with the very weights of the original where they need no gradient: under an adapter it is as large as that."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
 
 
 @runtime_checkable

@@ -63,7 +63,8 @@ class Progressive(Method):
         if config.stage < 1:
             raise ValueError(f"stage must be at least 1, got {config.stage}")
         self.config = config
-        self.roles = {"student": Role(pipeline, averaged=True), "teacher": Role(teacher_of(pipeline, config.teacher), trained=False)}
+        teacher = Role(teacher_of(pipeline, config.teacher), trained=False, moved=True)
+        self.roles = {"student": Role(pipeline, averaged=True), "teacher": teacher}
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, teacher = self.config, self.pipeline("teacher")

@@ -14,7 +14,6 @@ starts, frozen, which need no other network and no decoding (Lin & Yang 2024), n
 2018, eq. 1), at noise of time `SEEN`, shared by both.
 """
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +26,7 @@ from mezzotint.flow.domain import within
 from mezzotint.flow.path import from_velocity, interpolate
 from mezzotint.flow.time import TimeDensity
 from mezzotint.methods.denoise import levelled
-from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn, twin
 from mezzotint.methods.teacher import block_features
 from mezzotint.pipeline import Pipeline
 
@@ -57,7 +56,7 @@ class Reflow(Method):
         self.config = config
         self.roles = {"student": Role(pipeline, averaged=True)}
         if config.perceptual:
-            self.roles["features"] = Role(copy.deepcopy(pipeline), trained=False)
+            self.roles["features"] = Role(twin(pipeline), trained=False)
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         x0, eps = self._pairs(batch)

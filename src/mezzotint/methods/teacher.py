@@ -1,6 +1,5 @@
 """What distillation asks of a network that is not trained: that it fits its student, and what its blocks say of a picture."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import UserError
+from mezzotint.methods.method import twin
 from mezzotint.models import Cond
 from mezzotint.models.denoiser import Told, blocks, tell
 from mezzotint.pipeline import Pipeline, load
@@ -19,7 +19,7 @@ def teacher_of(student: Pipeline, source: str) -> Pipeline:
     UserError where its velocities are not about what the student draws: other latents, or another kind of prediction.
     """
     if not source:
-        return copy.deepcopy(student)
+        return twin(student)
     teacher = load(source)
     theirs, ours = teacher.config, student.config
     remedy = "start the student from its teacher (--init), or take another teacher"
@@ -41,7 +41,7 @@ def _equal(a: nn.Module, b: nn.Module) -> bool:
 
 def told_copy(pipeline: Pipeline, what: Told) -> Pipeline:
     """A copy of a pipeline whose network is told one more number, which changes nothing yet. ValueError as `models.denoiser.tell`."""
-    student = copy.deepcopy(pipeline)
+    student = twin(pipeline)
     tell(student.denoiser, what)
     student.config = replace(pipeline.config, denoiser=pipeline.config.denoiser.replace(**{what: True}))
     return student

@@ -11,8 +11,8 @@ Any linear combination of stored averages is an average too. Its profile is the 
 found after the run by least squares between profiles (section 3.2): the inner products are integrals of powers, below in closed form.
 """
 
-import copy
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mezzotint.errors import UserError
+from mezzotint.methods.method import twin
 from mezzotint.train.parallel import whole
 
 FOLDER = "averages"
@@ -31,10 +32,13 @@ LONGEST = 0.28  # above, gamma comes near 0 and the average near the plain mean,
 
 
 class Weights:
-    """The tensors of a module, found once: to walk through its modules takes half as long as to average them."""
+    """The tensors of a module, found once: to walk through its modules takes half as long as to average them.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.parameters: list[Tensor] = list(module.parameters())
+    moving: names of the parameters that an average is to follow.
+    """
+
+    def __init__(self, module: nn.Module, moving: Collection[str]) -> None:
+        self.parameters: list[Tensor] = [p for name, p in module.named_parameters() if name in moving]
         self.buffers = list(module.buffers())
 
 
@@ -66,11 +70,15 @@ def average_(average: Weights, of: Weights, decay: float) -> None:
 
 
 class Average:
-    """The averages of one module: one with a fixed decay, or one for each relative length. The first is what others see."""
+    """The averages of one module: one with a fixed decay, or one for each relative length. The first is what others see.
+
+    They are of the weights that need a gradient when they are made, and share all others with the module.
+    """
 
     def __init__(self, module: nn.Module, fixed: float, lengths: tuple[float, ...] = ()) -> None:
         self.fixed, self.lengths = fixed, lengths
-        self.modules = [copy.deepcopy(module).requires_grad_(False).eval() for _ in lengths or (fixed,)]
+        self.moving = {name for name, p in module.named_parameters() if p.requires_grad}
+        self.modules = [twin(module).requires_grad_(False).eval() for _ in lengths or (fixed,)]
         self.weights: list[Weights] = []  # of the module and of its averages, once they are spread
 
     @property
@@ -82,7 +90,7 @@ class Average:
         """Take in the weights after step 0, 1, ..."""
         decays = [decay(length, step) for length in self.lengths] or [warmed(self.fixed, step)]
         if not self.weights:
-            self.weights = [Weights(each) for each in (module, *self.modules)]
+            self.weights = [Weights(each, self.moving) for each in (module, *self.modules)]
         of, *averages = self.weights
         for average, d in zip(averages, decays, strict=True):
             average_(average, of, d)

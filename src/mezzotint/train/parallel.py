@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -202,8 +202,28 @@ class Ranks:
             context.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cached))
         return context
 
-    def spread(self, role: Role) -> None:
-        """Prepare a role in place: checkpointing and compilation of its blocks, and its share of the weights."""
+    def spread(self, roles: Mapping[str, Role], averages: Iterable[nn.Module] = ()) -> None:
+        """Prepare all that a run has in place: checkpointing and compilation of blocks, and this rank's share of the weights.
+
+        What modules had in common before, they have in common then.
+        """
+        modules = [*(role.module for role in roles.values()), *averages]
+        common, idle = _common(modules), {id(p) for part in waiting(roles) for p in part.parameters()}
+        for role in roles.values():
+            self._prepare(role)
+        if self.mesh is None:
+            return
+        kept = {id(part) for role in roles.values() for part in parts(role.module) if self._kept(role, part)}
+        for part in (part for module in modules for part in parts(module) if id(part) not in kept):
+            _shard(part, self.mesh, waits=self.config.offload and idle.issuperset(map(id, part.parameters())))
+        _join(common)
+
+    def _kept(self, role: Role, part: nn.Module) -> bool:
+        """Whether a part stays whole on every rank."""
+        return self.config.replicate_text and frozen(role, part) and part is getattr(role.module, "text", None)
+
+    def _prepare(self, role: Role) -> None:
+        """Checkpointing and compilation of a role's blocks, and what lets them share a sample."""
         for part in parts(role.module):
             spread = self.context if isinstance(role.module, Pipeline) and part is role.module.denoiser else None
             if spread is not None:
@@ -216,16 +236,6 @@ class Ranks:
                     block.forward = torch.compile(block.forward)
             if spread is not None:
                 context.share_tokens(part, spread)
-        for part in parts(role.module):
-            whole = self.config.replicate_text and frozen(role, part) and part is getattr(role.module, "text", None)
-            if self.mesh is not None and not whole:
-                _shard(part, self.mesh, waits=self.config.offload and frozen(role, part))
-
-    def spread_average(self, module: nn.Module) -> None:
-        """This rank's share of a moving average."""
-        if self.mesh is not None:
-            for part in parts(module):
-                _shard(part, self.mesh)
 
 
 def leave() -> None:
@@ -255,8 +265,34 @@ def parts(module: nn.Module) -> list[nn.Module]:
 
 
 def frozen(role: Role, part: nn.Module) -> bool:
-    """Whether nothing in a part of a role is trained."""
-    return not (role.trained and any(p.requires_grad for p in part.parameters()))
+    """Whether nothing in a part of a role changes."""
+    return not ((role.trained or role.moved) and any(p.requires_grad for p in part.parameters()))
+
+
+def waiting(roles: Mapping[str, Role]) -> list[nn.Module]:
+    """The parts of roles that can wait in the CPU's memory: nothing in them changes, and none of their weights is in a part that does."""
+    every = [(part, frozen(role, part)) for role in roles.values() for part in parts(role.module)]
+    busy = {id(p) for part, idle in every if not idle for p in part.parameters()}
+    return [part for part, idle in every if idle and busy.isdisjoint(map(id, part.parameters()))]
+
+
+def _common(modules: Sequence[nn.Module]) -> list[list[tuple[nn.Module, str]]]:
+    """The parameters that several modules have, each by its modules and its names there."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in modules:
+        for name, p in module.named_parameters():
+            places.setdefault(id(p), []).append((module, name))
+    return [found for found in places.values() if len(found) > 1]
+
+
+def _join(common: Iterable[Sequence[tuple[nn.Module, str]]]) -> None:
+    """Let modules share again what sharding has made several of; it looks for its tensors anew when states are loaded."""
+    found: dict[nn.Module, dict[str, Tensor]] = {}
+    for (first, own), *others in common:
+        for module, name in others:
+            found.setdefault(module, {})[name] = first.get_parameter(own)
+    for module, tensors in found.items():
+        module.load_state_dict(tensors, strict=False, assign=True)
 
 
 KEPT = tuple(

@@ -47,7 +47,7 @@ from mezzotint.train.average import Average
 from mezzotint.train.devices import GPUS_PER_NODE, Device
 from mezzotint.train.heldout import heldout_loss
 from mezzotint.train.optim import Muon, clip_
-from mezzotint.train.parallel import frozen, parts
+from mezzotint.train.parallel import waiting
 from mezzotint.train.rehearsal import Deserted, Rehearsal
 from mezzotint.train.trainer import RunConfig
 
@@ -130,14 +130,14 @@ class Rehearsed:
         self.config, self.source, self.rehearsal = config, source, rehearsal
         torch.manual_seed(0)
         with torch.device("meta"), Unset():
-            self.method: Method = config.method.build(config.pipeline.build())
+            pipeline = config.pipeline.build()
+            if setup.lora:
+                pipeline.requires_grad_(False)
+                lora.add(pipeline.denoiser, config.adapter.replace(rank=setup.lora, alpha=setup.lora))
+            self.method: Method = config.method.build(pipeline)
             for role in self.method.roles.values():
                 role.module.to("meta")  # what was read from a file, too
-                if setup.lora and role.trained:
-                    role.module.requires_grad_(False)
-                    for net in _denoisers(role.module):
-                        lora.add(net, lora.LoRAConfig(rank=setup.lora, alpha=setup.lora))
-        self.waiting = [part for role in self.method.roles.values() for part in parts(role.module) if frozen(role, part)]
+        self.waiting = waiting(self.method.roles)
         trained = {name: role.module for name, role in self.method.roles.items() if role.trained}
         self.parameters = {name: [p for p in module.parameters() if p.requires_grad] for name, module in trained.items()}
         self.optimizers = {name: config.optim.build(module) for name, module in trained.items()}
@@ -149,6 +149,7 @@ class Rehearsed:
             "gradients": set(),
             "states": set(),
         }
+        self.lasting["averages"] -= self.lasting["weights"]
         self.group = Deserted(setup.context)
         for role in self.method.roles.values():
             role.module.requires_grad_(False).train(role.dropout)

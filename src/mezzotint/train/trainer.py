@@ -41,6 +41,7 @@ from mezzotint.train.average import FOLDER as AVERAGES
 from mezzotint.train.average import Average
 from mezzotint.train.chores import Chores
 from mezzotint.train.evaluation import Best, EvaluationConfig
+from mezzotint.train.fixed import Fixed
 from mezzotint.train.guard import (
     MOST_MOVED,
     BadStepError,
@@ -189,12 +190,10 @@ class Trainer:
         for role in roles.values():
             role.module.to(self.ranks.device)
         check_precision(roles)
+        self.fixed = Fixed(roles)
         self.averages = {name: Average(role.module, optim.average, optim.lengths) for name, role in roles.items() if role.averaged}
         self.unshared = {name: empty_copy(module) for name, module in self._shown().items()} if self.ranks.mesh else self._shown()
-        for role in roles.values():
-            self.ranks.spread(role)
-        for module in self._averages().values():
-            self.ranks.spread_average(module)
+        self.ranks.spread(roles, self._averages().values())
         trained = {name: role.module for name, role in roles.items() if role.trained}
         named = {name: [(n, p) for n, p in module.named_parameters() if p.requires_grad] for name, module in trained.items()}
         self.parameters = {name: [p for _, p in pairs] for name, pairs in named.items()}
@@ -462,13 +461,12 @@ class Trainer:
         self.chores.open()
 
     def _save(self) -> None:
-        tensors = {name: role.module.state_dict() for name, role in self.method.roles.items()}
-        tensors |= {name: module.state_dict() for name, module in self._averages().items()}
+        tensors = self.fixed.rest(self.method.roles, self._averages())
         for name, optimizers in self.optimizers.items():
             tensors[f"{name}.optimizer"] = checkpoint.optimizer_tensors(self.method.roles[name].module, optimizers)
         state: dict[str, Any] = {"step": self.step, "position": self.loader.position, "seconds": self.seconds}
         state |= {"guard": self.guard.state(), "chores": self.chores.state(), "moved": [*self.moved.items()]}
-        state |= {"data": self.source.version, "config": self.described.to_data()}
+        state |= {"data": self.source.version, "fixed": self.fixed.fingerprint, "config": self.described.to_data()}
         self.saver.save(self.step, tensors, state, spare=[self.chores.best.step])
 
     def _shown(self) -> dict[str, nn.Module]:
@@ -530,8 +528,8 @@ class Trainer:
         self.step = saved.state["step"]
         self._enter()
         self._check_data(saved.state["data"])
-        tensors = {name: role.module.state_dict() for name, role in self.method.roles.items()}
-        tensors |= {name: module.state_dict() for name, module in self._averages().items()}
+        self.fixed.check(saved.state["fixed"], self.config.init, self.folder)
+        tensors = self.fixed.rest(self.method.roles, self._averages())
         for name, optimizers in self.optimizers.items():
             module, group = self.method.roles[name].module, f"{name}.optimizer"
             tensors[group] = checkpoint.prepare_optimizers(module, optimizers, saved, group)
