@@ -303,16 +303,21 @@ def _print_runs(found: Sequence["Found"], differences: dict[str, list[Any]]) -> 
 
 
 def average(options: AverageOptions) -> None:
-    from mezzotint.pipeline import PipelineConfig, load_weights
+    from mezzotint.models import lora
+    from mezzotint.pipeline import load_weights
     from mezzotint.train.average import FOLDER, reconstruct
+    from mezzotint.train.trainer import RunConfig, made
     from mezzotint.weights.files import read_json
 
     if not (options.run / "config.json").is_file():
         raise UserError(f"no run at {options.run}: expected config.json there")
     folder = options.run / FOLDER / "student"
     tensors, distance = reconstruct(folder, options.length, options.step)
-    pipeline = PipelineConfig.from_data(read_json(options.run / "config.json")["pipeline"]).build()
-    load_weights(pipeline, tensors, folder)
+    config = RunConfig.from_data(read_json(options.run / "config.json"))
+    pipeline = made(config).student
+    load_weights(pipeline, pipeline.state_dict() | tensors, folder)
+    if config.adapter.rank:
+        lora.merge(pipeline.denoiser)
     pipeline.save(options.out)
     print(f"pipeline: {options.out} (its profile is {distance:.1%} off)")
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from techniques import METHODS, PAIRED
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mezzotint.cli import main
 from mezzotint.errors import UserError
 from mezzotint.methods.method import Role, twin
 from mezzotint.models.lora import LoRAConfig
 from mezzotint.train import checkpoint
+from mezzotint.train.average import FOLDER, snapshots
 from mezzotint.train.fixed import fingerprint
 from mezzotint.train.log import read
 from mezzotint.train.parallel import ParallelConfig, leave
@@ -142,3 +145,19 @@ def test_tensors_are_known_again() -> None:
     kinds = [torch.bfloat16, torch.float8_e4m3fn, torch.float64, torch.bool]
     assert len({found(x=x.to(kind)) for kind in kinds}) == 4
     assert found(x=torch.tensor(1.0)) != found(x=torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(("name", "rank"), [("dpo", 2), ("guidance_distill", 0)])
+def test_averages_of_what_is_not_the_recipes_network(name: str, rank: int, run_config: Make, tmp_path: Path) -> None:
+    """An adapter, or a network with a new input: what is stored is what learns, and what is made of it is the pipeline as exported."""
+    config = replace(adapted(run_config, name), adapter=LoRAConfig(rank=rank))
+    config.optim = config.optim.replace(lengths=(0.05, 0.1), snapshot=2, lr=1e-2)
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    (first, _) = snapshots(tmp_path / "run" / FOLDER / "student")
+    learns = {n for n, _ in trainer.method.student.named_parameters() if not rank or "lora_" in n}
+    assert load_file(first.path).keys() & dict(trainer.method.student.named_parameters()).keys() == learns
+    assert main(["average", str(tmp_path / "run"), "--length", "0.05", "--out", str(tmp_path / "average")]) == 0
+    made, exported = (load_file(folder / "model.safetensors") for folder in (tmp_path / "average", tmp_path / "run" / "export"))
+    assert made.keys() == exported.keys()
+    assert all(torch.allclose(made[n], exported[n], atol=1e-5) for n in made)

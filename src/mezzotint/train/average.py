@@ -77,7 +77,7 @@ class Average:
 
     def __init__(self, module: nn.Module, fixed: float, lengths: tuple[float, ...] = ()) -> None:
         self.fixed, self.lengths = fixed, lengths
-        self.moving = {name for name, p in module.named_parameters() if p.requires_grad}
+        self.moving = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
         self.modules = [twin(module).requires_grad_(False).eval() for _ in lengths or (fixed,)]
         self.weights: list[Weights] = []  # of the module and of its averages, once they are spread
 
@@ -98,13 +98,16 @@ class Average:
     def store(self, folder: Path, step: int, write: bool = True) -> None:
         """Write what is needed to find other lengths later: all averages after `step` steps, each file whole or not at all.
 
-        Of many ranks all call it, and one writes. UserError where the disk does not take it.
+        Weights that they share with the module are not in it. Of many ranks all call it, and one writes. UserError where the disk does
+        not take it.
         """
         part = folder / ".part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for length, module in zip(self.lengths, self.modules, strict=True):
-                tensors = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in module.state_dict().items()}
+                shared = {name for name, _ in module.named_parameters(remove_duplicate=False)} - self.moving
+                own = {name: x for name, x in module.state_dict().items() if name not in shared}
+                tensors = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in own.items()}
                 if not write:
                     continue
                 save_file(tensors, part)

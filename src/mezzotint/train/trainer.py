@@ -33,7 +33,7 @@ from mezzotint.data.worlds import WorldsConfig
 from mezzotint.errors import UserError
 from mezzotint.locks import alone
 from mezzotint.methods.denoise import DenoiseConfig
-from mezzotint.methods.method import MethodConfig, Metrics, Role, Saved, Turn
+from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Saved, Turn
 from mezzotint.models import lora
 from mezzotint.pipeline import Pipeline, PipelineConfig, load, load_weights
 from mezzotint.train import checkpoint, context
@@ -170,12 +170,7 @@ class Trainer:
         self.seconds = 0.0
         self.moved: dict[int, int] = {}  # steps whose first batches are left out, and how many
         self.stop = StopRequest()
-        torch.manual_seed(config.train.seed)
-        pipeline = _started(config)
-        if config.adapter.rank:
-            pipeline.requires_grad_(False)
-            lora.add(pipeline.denoiser, config.adapter)
-        self.method = config.method.build(pipeline.to(self.ranks.device))
+        self.method = made(config, self.ranks.device)
         self.given = source
         self.source = self._source()
         self.loader = Loader(self.source, config.train.batch, streams=config.train.accumulate, device=self.ranks.device)
@@ -558,6 +553,16 @@ class Trainer:
                 f"the data are not those that {self.folder} was trained on (version {version}, now {self.source.version}); "
                 "put them back, or choose another folder with --out"
             )
+
+
+def made(config: RunConfig, device: torch.device | None = None) -> Method:
+    """The method of a run before its first step, on the CPU unless told otherwise."""
+    torch.manual_seed(config.train.seed)
+    pipeline = _started(config)
+    if config.adapter.rank:
+        pipeline.requires_grad_(False)
+        lora.add(pipeline.denoiser, config.adapter)
+    return config.method.build(pipeline.to(device or "cpu"))
 
 
 def _started(config: RunConfig) -> Pipeline:
