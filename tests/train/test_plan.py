@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mezzotint.cli import main
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.ladd import LADDConfig
 from mezzotint.models import PRESETS
 from mezzotint.models.cost import flops
 from mezzotint.models.denoiser import blocks
@@ -172,6 +173,12 @@ def test_settings_do_what_they_are_for(run_config: Callable[..., RunConfig]) -> 
     both, several = (plan(paired, replace(EXACT, lora=rank), H100) for rank in (4, 0))
     assert several.weights_gb + several.averages_gb == pytest.approx(3 * plain.weights_gb)
     assert both.weights_gb + both.averages_gb < 1.3 * plain.weights_gb, "the network is there once"
+
+
+def test_steps_that_differ_are_planned_by_the_fullest(run_config: Callable[..., RunConfig]) -> None:
+    """A critic that learns alone at first, a student at last."""
+    alone, never = (plan(run_config(LADDConfig(steps=2, alone=steps)), EXACT, H100) for steps in (1, 0))
+    assert alone == never
 
 
 def test_what_was_asked_before_is_answered_alike(run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The one loop: exact resume after a stop, a kill, and a kill in the middle of a checkpoint; what it writes; what it refuses."""
 
+import copy
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from mezzotint.locks import alone
 from mezzotint.methods.consistency import ConsistencyConfig
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.ladd import LADDConfig
 from mezzotint.methods.method import MethodConfig
 from mezzotint.models import lora
 from mezzotint.models.lora import LoRAConfig
@@ -311,6 +313,23 @@ def test_wsd_is_constant_until_it_falls_as_one_minus_a_root() -> None:
     assert rates[301:] == sorted(rates[301:], reverse=True)
     assert 0 < rates[-1] < 0.02
     assert OptimConfig(lr=2.0, warmup=10, decay="wsd", cooldown=1.0).rate(10, 400) == 2.0, "warm-up comes first"
+
+
+def test_a_role_learns_at_its_own_rate_and_a_critic_alone_at_first(run_config: Make, tmp_path: Path) -> None:
+    def moved(name: str, steps: int = 1, **settings: float) -> dict[str, float]:
+        config = run_config(LADDConfig(steps=2, **settings), steps=steps, preview_prompts=())  # type: ignore[arg-type]
+        trainer = Trainer(config, tmp_path / name)
+        before = {role: copy.deepcopy(trainer.method.roles[role].module.state_dict()) for role in ("student", "critic")}
+        trainer.run()
+        after = {role: trainer.method.roles[role].module.state_dict() for role in before}
+        return {role: max(float((after[role][n] - x).abs().max()) for n, x in before[role].items()) for role in before}
+
+    plain, fast = moved("plain"), moved("fast", critic_rate=10.0)
+    assert fast["critic"] == pytest.approx(10 * plain["critic"], rel=1e-3)
+    assert plain["student"] > 0
+    assert fast["student"] == pytest.approx(plain["student"], rel=1e-3)
+    assert moved("alone", steps=2, alone=2)["student"] == 0 < moved("alone too", steps=2, alone=2)["critic"]
+    assert moved("then", steps=2, alone=1)["student"] > 0
 
 
 def test_an_adapter_is_all_that_learns(run_config: Make, tmp_path: Path) -> None:

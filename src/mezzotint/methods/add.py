@@ -24,7 +24,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
 from mezzotint.flow.path import from_velocity, interpolate
 from mezzotint.flow.time import TimeDensity
-from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped
+from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped, turns
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.repa import LEAST, TransformersConfig, Vision, VisionConfig
 from mezzotint.methods.teacher import answers, teacher_of
@@ -36,8 +36,8 @@ from mezzotint.pipeline import Pipeline
 @dataclass
 class ADDConfig(MethodConfig, kind="add"):
     """vision: the encoder. levels: so many of its blocks are read, the last among them. steps: network calls of the student, sampled with
-    `consistency`. shift: of their times. weight, guidance, times: of the teacher's term. r1: weight of the penalty. teacher: see
-    `methods.teacher`.
+    `consistency`. shift: of their times. weight, guidance, times: of the teacher's term. r1: weight of the penalty. alone,
+    critic_rate: see `methods.adversarial`. teacher: see `methods.teacher`.
     """
 
     vision: VisionConfig = field(default_factory=TransformersConfig)
@@ -47,6 +47,8 @@ class ADDConfig(MethodConfig, kind="add"):
     weight: float = 2.5
     guidance: float = 2.5
     r1: float = 1e-5
+    alone: int = 0
+    critic_rate: float = 1.0
     times: TimeDensity = field(default_factory=lambda: TimeDensity(uniform=1.0))
     teacher: str = ""
 
@@ -81,11 +83,11 @@ class ADD(Method):
             "student": Role(pipeline, averaged=True),
             "teacher": Role(teacher, trained=False),
             "vision": Role(vision, trained=False),
-            "critic": Role(Critic(widths, teacher.encode([""]).pooled.shape[-1])),
+            "critic": Role(Critic(widths, teacher.encode([""]).pooled.shape[-1]), rate=config.critic_rate),
         }
 
     def turns(self, step: int) -> list[Turn]:
-        return [("critic",), ("student",)]
+        return turns(step, self.config.alone)
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         config, critic = self.config, self.roles["critic"].module

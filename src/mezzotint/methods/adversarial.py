@@ -1,6 +1,7 @@
 """What adversarial distillation is made of: the critic's heads on frozen features, its losses, and the student's jumps.
 
-`ladd` has it in latents, with the features of the teacher; `add` in pixels, with those of a vision encoder.
+`ladd` has it in latents, with the features of the teacher; `add` in pixels, with those of a vision encoder. A critic has to know something
+before a student follows it, and to keep up with it: it learns `alone` for so many steps first, and `critic_rate` times as fast.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mezzotint.flow.path import from_velocity, interpolate
 from mezzotint.flow.time import places
+from mezzotint.methods.method import Turn
 from mezzotint.pipeline import Pipeline
 
 HIDDEN = 64  # width of the heads
@@ -60,6 +62,11 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 def accuracy(real: Tensor, fake: Tensor) -> Tensor:
     """(B,) share of logits (B, N) with the right sign: at 0.5 the critic knows nothing, at 1 it teaches nothing."""
     return ((real > 0).float().mean(1) + (fake < 0).float().mean(1)) / 2
+
+
+def turns(step: int, alone: int) -> list[Turn]:
+    """Critic and student in turn, after so many steps of the critic alone."""
+    return [("critic",)] if step < alone else [("critic",), ("student",)]
 
 
 def jumped(student: Pipeline, x0: Tensor, prompts: list[str], steps: int, shift: float) -> tuple[Tensor, Tensor]:

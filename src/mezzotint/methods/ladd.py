@@ -21,7 +21,7 @@ from mezzotint.data.batch import Batch
 from mezzotint.flow.domain import within
 from mezzotint.flow.path import interpolate
 from mezzotint.flow.time import TimeDensity
-from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped
+from mezzotint.methods.adversarial import HIDDEN, Heads, accuracy, hinge, jumped, turns
 from mezzotint.methods.method import Method, MethodConfig, Metrics, Role, Turn
 from mezzotint.methods.teacher import block_features, teacher_of
 from mezzotint.models.embed import TimeEmbedding
@@ -30,13 +30,15 @@ from mezzotint.pipeline import Pipeline
 
 @dataclass
 class LADDConfig(MethodConfig, kind="ladd"):
-    """steps: network calls of the student, sampled with `consistency`. shift: of their times. r1: weight of the penalty. times: of the
-    noise that the critic sees. teacher: see `methods.teacher`.
+    """steps: network calls of the student, sampled with `consistency`. shift: of their times. r1: weight of the penalty. alone,
+    critic_rate: see `methods.adversarial`. times: of the noise that the critic sees. teacher: see `methods.teacher`.
     """
 
     steps: int = 4
     shift: float = 1.0
     r1: float = 1e-2
+    alone: int = 0
+    critic_rate: float = 1.0
     times: TimeDensity = field(default_factory=lambda: TimeDensity(mean=1.0))
     teacher: str = ""
 
@@ -71,11 +73,11 @@ class LADD(Method):
         self.roles = {
             "student": Role(pipeline, averaged=True),
             "teacher": Role(teacher, trained=False),
-            "critic": Role(Critic(*_widths(teacher))),
+            "critic": Role(Critic(*_widths(teacher)), rate=config.critic_rate),
         }
 
     def turns(self, step: int) -> list[Turn]:
-        return [("critic",), ("student",)]
+        return turns(step, self.config.alone)
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
         x0 = batch.x0(self.student)

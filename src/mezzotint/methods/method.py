@@ -26,7 +26,8 @@ class Role:
     method made it, and so does every weight that needed no gradient then, as the network under an adapter: `twin`s share it, and
     checkpoints do not have it. averaged: a moving average of its weights is kept, and it is the average that previews, evaluation and
     export see. One beside the student is exported to `export/ROLE` if it is `Saved`. dropout: it has its dropout while it trains: for
-    losses that compare it with data; one that is compared with itself, or with a copy, must be the same network both times.
+    losses that compare it with data; one that is compared with itself, or with a copy, must be the same network both times. rate: its
+    learning rate, in units of the run's.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Role:
     averaged: bool = False
     dropout: bool = False
     moved: bool = False
+    rate: float = 1.0
 
     def fixed(self) -> dict[str, nn.Parameter]:
         """The weights that stay as they are, by all of their names; to be asked as the method has made them."""

@@ -188,7 +188,8 @@ class Rehearsed:
         self.lasting["states"] = set[int]().union(*self.states.values())
         loader = Loader(self.source, self.config.train.batch)
         batches: list[Batch] = []
-        turns, start = self.method.turns(0), len(self.rehearsal.steps)
+        first, last = self.method.turns(0), self.method.turns(self.config.train.steps - 1)
+        turns, start = max(first, last, key=lambda turns: sum(map(len, turns))), len(self.rehearsal.steps)
         self.turns.append(self._watched((), lambda: self._experience(loader, rounds, batches)))
         for turn in turns:
             for name, parameters in self.parameters.items():

@@ -363,10 +363,11 @@ class Trainer:
         held = self.guard.judge(place, number, turn, name, loss, norms.total)
         logged["grad_norm" if name == "student" else f"{name}.grad_norm"] = norms.total
         self.chores.norms[name] = norms
+        role = self.method.roles[name]
         for optimizer in self.optimizers[name]:
-            step_(optimizer, self.config.optim.rate(self.step, self.config.train.steps), held)
+            step_(optimizer, role.rate * self.config.optim.rate(self.step, self.config.train.steps), held)
         if name in self.averages:
-            self.averages[name].update(self.method.roles[name].module, self.step)
+            self.averages[name].update(role.module, self.step)
 
     def _seed(self, micro: int, *place: int) -> None:
         """Seed all randomness of a call: torch's from (seed, micro-batch, step, place in the step), Python's without the micro-batch."""
