@@ -124,6 +124,15 @@ def test_the_loss_of_dmd_is_half_the_square_of_the_direction_and_moves_the_stude
     assert slopes(loss, theta) == [pytest.approx(g, rel=1e-3)], "downhill is up, where the teacher's data are"
 
 
+def test_scores_are_compared_within_the_span_and_the_critic_learns_everywhere(pipeline: Pipeline) -> None:
+    method = DMDConfig(steps=2, span=(0.3, 0.4)).build(pipeline)
+    times = {turn: method.loss(grey(0.0, 64), turn, 0)[1]["t"] for turn in (STUDENT, CRITIC)}
+    assert 0.3 <= float(times[STUDENT].min()) < 0.31 < 0.39 < float(times[STUDENT].max()) <= 0.4
+    assert float(times[CRITIC].min()) < 0.05 < 0.95 < float(times[CRITIC].max())
+    with pytest.raises(ValueError, match="span must be within"):
+        DMDConfig(span=(0.5, 0.4)).build(pipeline)
+
+
 def test_the_critic_of_dmd_learns_the_students_samples_alone(pipeline: Pipeline) -> None:
     theta, phi = letter(0.7), letter(0.2)
     method = DMDConfig(steps=2, critic_turns=3, level=1.0, times=HALF).build(pipeline)

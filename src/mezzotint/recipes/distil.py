@@ -59,10 +59,14 @@ def meanflow(size: SizeName = "s") -> RunConfig:
 
 
 def ladd(size: SizeName = "s") -> RunConfig:
-    """Four steps, adversarial, in the features of the teacher. Its student is lost within 50 steps of this (docs/LOG.md)."""
-    return student(
-        size, 0.1, 1e-3, LADDConfig(steps=4, shift=2.0, times=TimeDensity()), solver="consistency", steps=4, guidance=1.0, shift=2.0
-    )
+    """Four steps, adversarial, in the features of the teacher, against real pictures: unguided. A critic that is slower loses the student.
+
+    Reached: judge 0.65 in four calls, and what it draws is as crisp and more varied than what its teacher does.
+    """
+    method = LADDConfig(steps=4, shift=2.0, r1=1e-3, critic_rate=50.0, times=TimeDensity(mean=-1.0))
+    config = student(size, 0.2, 1e-4, method, solver="consistency", steps=4, guidance=1.0, shift=2.0)
+    config.method = method.replace(alone=config.train.steps // 16)
+    return config
 
 
 def add(size: SizeName = "s") -> RunConfig:

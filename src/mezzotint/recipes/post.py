@@ -63,5 +63,5 @@ def dmd(size: SizeName = "s") -> RunConfig:
 
     It has the most steps of all students, and needs them: after a third of these it is no better than `consistency` (docs/LOG.md).
     """
-    method = DMDConfig(guidance=GUIDANCE, critic_turns=2, level=0.3)
-    return student(size, 0.2, 1e-3, method, solver="consistency", steps=4, guidance=1.0, shift=3.0)
+    method = DMDConfig(guidance=1.5 * GUIDANCE, critic_turns=2, level=0.3)
+    return student(size, 0.2, 7e-4, method, solver="consistency", steps=4, guidance=1.0, shift=3.0)
