@@ -27,7 +27,7 @@ from mezzotint.train.heldout import heldout_loss
 from mezzotint.train.plan import Imagined, Setup, plan
 from mezzotint.train.trainer import RunConfig, Trainer
 
-NAMES = ("tiny.worlds", "tiny.sft", "tiny.dpo", "tiny.consistency", "tiny.dmd", "tiny.images")
+NAMES = ("tiny.worlds", "tiny.sft", "tiny.dpo", "tiny.consistency", "tiny.dmd", "tiny.images", "tiny.lcm_lora")
 
 
 class Wordy:
@@ -75,7 +75,7 @@ def measured(config: RunConfig) -> dict[str, float]:
 
 def planned(config: RunConfig) -> dict[str, float]:
     """The same two peaks in bytes by the planner."""
-    made = plan(config, Setup(precision="float32"), next(iter(DEVICES.values())))
+    made = plan(config, Setup(precision="float32", lora=config.adapter.rank), next(iter(DEVICES.values())))
     return {"train": 1e9 * made.peak_train_gb, "eval": 1e9 * made.peak_eval_gb}
 
 

@@ -96,8 +96,8 @@ def test_blocks_are_found(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, dict[str, dict[str, float]]]:
-    """Of two recipes at their smallest size, planned and measured."""
-    configs = {name: RECIPES[name]("xs") for name in ("tiny.worlds", "tiny.dpo")}
+    """Of three recipes at their smallest size, planned and measured; the last one trains an adapter."""
+    configs = {name: RECIPES[name]("xs") for name in ("tiny.worlds", "tiny.dpo", "tiny.lcm_lora")}
     for config in configs.values():
         config.train = config.train.replace(held_out=32, preview_prompts=config.train.preview_prompts[:2])
     return {name: {who: BENCH[who](config) for who in ("planned", "measured")} for name, config in configs.items()}

@@ -387,7 +387,7 @@ def rehearsed(config: RunConfig, setup: Setup) -> tuple[Rehearsed, Rehearsed]:
     one, described = replace(setup, gpus=1, offload=False), json.dumps(config.to_data())
     trained = _rehearsed(described, one, min(2, micro_batches(config, setup)))
     same = config.replace(train=config.train.replace(batch=1, accumulate=1))  # for an evaluation
-    return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, lora=0, context=1), 0)
+    return trained, _rehearsed(json.dumps(same.to_data()), replace(one, precision="float32", checkpointing=False, context=1), 0)
 
 
 def micro_batches(config: RunConfig, setup: Setup) -> int:
