@@ -12,6 +12,7 @@ from prepared import PreparedConfig
 from safetensors.torch import load_file
 
 from mezzotint.codecs import IdentityConfig
+from mezzotint.codecs.cached import CachedConfig
 from mezzotint.codecs.kl import KLConfig
 from mezzotint.data.batch import Batch, Loader
 from mezzotint.data.folder import FolderConfig
@@ -297,3 +298,26 @@ def test_it_trains_and_resumes_everywhere(name: str, setting: tuple[str, str, st
     exports = [load_file(tmp_path / folder / "export" / "model.safetensors") for folder in ("whole", "parts")]
     assert exports[0].keys() == exports[1].keys()
     assert [key for key, tensor in exports[0].items() if not torch.equal(tensor, exports[1][key])] == []
+
+
+class Beforehand(Worlds):
+    """Worlds whose pictures are latents (B, 4, 8, 8) already."""
+
+    def batch(self, number: int, size: int) -> Batch:
+        batch = super().batch(number, size)
+        return replace(batch, images=torch.randn(len(batch), 4, 8, 8, generator=torch.Generator().manual_seed(number)))
+
+    def held_out(self, size: int) -> Batch:
+        return self.batch(0, size)
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_what_it_draws_is_encoded_where_latents_were_made_beforehand(name: str, tmp_path: Path) -> None:
+    network = DiTConfig(width=32, depth=1, heads=2, patch=4, channels=4, text_width=32)
+    text, codec = ByteEncoderConfig(width=32, depth=1, heads=2), CachedConfig(codec=CODEC.replace(channels=4))
+    pipeline = PreparedConfig(text, network, codec, Sampling(size=16, steps=2))
+    method, data = TECHNIQUES[name]
+    train = TrainConfig(steps=1, batch=2, log=1, preview=9, evaluate=9, held_out=2)
+    Trainer(RunConfig(pipeline, data, method, OptimConfig(lr=1e-3, warmup=1), train), tmp_path, Beforehand(data)).run()
+    (line,) = [line for line in read(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert math.isfinite(line["loss"])

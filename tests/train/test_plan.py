@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mezzotint.cli import main
 from mezzotint.methods.dmd import DMDConfig
 from mezzotint.methods.dpo import DPOConfig
+from mezzotint.methods.dreambooth import DreamBoothConfig
 from mezzotint.methods.ladd import LADDConfig
 from mezzotint.models import PRESETS
 from mezzotint.models.cost import flops
@@ -173,6 +174,13 @@ def test_settings_do_what_they_are_for(run_config: Callable[..., RunConfig]) -> 
     both, several = (plan(paired, replace(EXACT, lora=rank), H100) for rank in (4, 0))
     assert several.weights_gb + several.averages_gb == pytest.approx(3 * plain.weights_gb)
     assert both.weights_gb + both.averages_gb < 1.3 * plain.weights_gb, "the network is there once"
+
+
+def test_what_is_drawn_once_is_no_steps_work(run_config: Callable[..., RunConfig]) -> None:
+    few, many = (plan(run_config(DreamBoothConfig(class_prompt="a ring", pictures=n)), EXACT, H100) for n in (4, 40))
+    assert few.flops == many.flops
+    alone = plan(run_config(DreamBoothConfig(prior=0.0)), EXACT, H100).flops
+    assert 1.3 * alone < few.flops < 2 * alone, "the words of the class are few"
 
 
 def test_steps_that_differ_are_planned_by_the_fullest(run_config: Callable[..., RunConfig]) -> None:

@@ -26,6 +26,10 @@ class Cached(Codec):
         super().__init__(inner.channels, inner.factor, scale=1.0)
         self.inner = inner
 
+    @property
+    def pixels(self) -> Codec:
+        return self.inner
+
     def compress(self, images: Tensor) -> Tensor:
         return images
 

@@ -27,6 +27,11 @@ class Codec(nn.Module, ABC):
         self.scale = scale
         self.shift = shift
 
+    @property
+    def pixels(self) -> "Codec":
+        """The codec that takes pictures: this one, unless what it takes was made of them beforehand."""
+        return self
+
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Channels, height and width of the latents of a picture of (height, width)."""
         height, width = size

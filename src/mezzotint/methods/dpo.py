@@ -101,9 +101,9 @@ class DPO(Method):
         if batch.rejected is None:
             raise UserError("DPO needs preference pairs, and this data has none")
         n = len(batch)
-        winners = batch.x0(self.student)
+        winners, losers = self._latents(batch, batch.rejected)
         t, eps = self.config.times.sample(n), torch.randn_like(winners)
-        x0 = torch.cat([winners, self.student.codec.encode(batch.rejected)])
+        x0 = torch.cat([winners, losers])
         both_t, both_eps = torch.cat([t, t]), torch.cat([eps, eps])
         reference = self.pipeline("reference")
         with torch.no_grad():
@@ -123,6 +123,13 @@ class DPO(Method):
             metrics |= {"reward": batch.reward.nanmean().nan_to_num(), "held_out_reward": batch.held_out.nanmean().nan_to_num()}
             metrics |= {"failed": batch.reward.isnan().float(), "diversity": torch.full((), batch.diversity)}
         return (pair * (loss + self.config.anchor * winner)).mean(), metrics
+
+    def _latents(self, batch: Batch, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the flows of winners and of losers end."""
+        codec = self.student.codec
+        if isinstance(batch, Drawn):
+            return codec.pixels.encode(batch.images), codec.pixels.encode(rejected)
+        return batch.x0(self.student), codec.encode(rejected)
 
     def _errors(self, pipeline: Pipeline, prompts: list[str], x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """(B,) errors on winners and on losers, in one pass."""

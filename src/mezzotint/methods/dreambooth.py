@@ -72,17 +72,16 @@ class DreamBooth(Method):
         return [WithPrior(**given, prior=sent(self._class[rows], batch.images.device))]
 
     def loss(self, batch: Batch, turn: Turn, step: int) -> tuple[Tensor, Metrics]:
-        subject, t = self._error(batch.images, batch.prompts)
+        subject, t = self._error(batch.x0(self.student), batch.prompts)
         metrics = {"t": t, "subject": subject.detach()}
         if not isinstance(batch, WithPrior):
             return subject.mean(), metrics
-        kept, _ = self._error(batch.prior, [self.config.class_prompt] * len(batch))
+        kept, _ = self._error(self.student.codec.pixels.encode(batch.prior), [self.config.class_prompt] * len(batch))
         return (subject + self.config.prior * kept).mean(), metrics | {"prior": kept.detach()}
 
-    def _error(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """(B,) flow errors of the student on pictures, and their times."""
-        x0 = self.student.codec.encode(images)
-        t = self.config.times.sample(len(images))
+    def _error(self, x0: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """(B,) flow errors of the student on the ends of flows, and their times."""
+        t = self.config.times.sample(len(x0))
         return flow_error(self.student, x0, torch.randn_like(x0), t, self.student.encode(prompts)), t
 
     @cached_property

@@ -22,7 +22,7 @@ and weights, gradients, states, averages and evaluation in float32.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -187,6 +187,8 @@ class Rehearsed:
             self.states[name] = self._numbers(x for o in optimizers for state in o.state.values() for x in state.values())
         self.lasting["states"] = set[int]().union(*self.states.values())
         loader = Loader(self.source, self.config.train.batch)
+        with self._in_one_step():  # what a method draws once, as the class of a subject, is no step's work
+            self._experience(loader, 1, [])
         batches: list[Batch] = []
         first, last = self.method.turns(0), self.method.turns(self.config.train.steps - 1)
         turns, start = max(first, last, key=lambda turns: sum(map(len, turns))), len(self.rehearsal.steps)
@@ -207,6 +209,16 @@ class Rehearsed:
     def _experience(self, loader: Loader, rounds: int, batches: list[Batch]) -> None:
         with self._precision():
             batches += [batch for _ in range(rounds) for batch in self.method.experience(loader, 0)]
+
+    @contextmanager
+    def _in_one_step(self) -> Iterator[None]:
+        """Within, pipelines draw in a single step."""
+        drawing = {role.module: role.module.config for role in self.method.roles.values() if isinstance(role.module, Pipeline)}
+        for pipeline, own in drawing.items():
+            pipeline.config = replace(own, sampling=own.sampling.replace(steps=1))
+        yield
+        for pipeline, own in drawing.items():
+            pipeline.config = own
 
     def _losses(self, turn: Turn, batches: list[Batch]) -> None:
         for batch in batches:
