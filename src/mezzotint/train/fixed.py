@@ -29,9 +29,9 @@ class Fixed:
         names = {name: self.names[name.partition(".")[0]] for name in modules}
         return {name: {key: x for key, x in m.state_dict().items() if key not in names[name]} for name, m in modules.items()}
 
-    def check(self, before: int, start: str, folder: Path) -> None:
-        """UserError where the fingerprint was another one when the run in `folder` was at its checkpoint."""
-        if before != self.fingerprint:
+    def check(self, before: int | None, start: str, folder: Path) -> None:
+        """UserError where the fingerprint was another one at the checkpoint of the run in `folder`. Old ones have none, and all weights."""
+        if before not in (None, self.fingerprint):
             raise UserError(
                 f"{start or 'the start'} is not what {folder} was started from: weights that it does not train have changed; "
                 "put them back, or choose another folder with --out"

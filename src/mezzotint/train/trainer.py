@@ -524,7 +524,7 @@ class Trainer:
         self.step = saved.state["step"]
         self._enter()
         self._check_data(saved.state["data"])
-        self.fixed.check(saved.state["fixed"], self.config.init, self.folder)
+        self.fixed.check(saved.state.get("fixed"), self.config.init, self.folder)
         tensors = self.fixed.rest(self.method.roles, self._averages())
         for name, optimizers in self.optimizers.items():
             module, group = self.method.roles[name].module, f"{name}.optimizer"
