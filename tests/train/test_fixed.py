@@ -100,17 +100,19 @@ def test_a_run_goes_on_from_what_it_started_from(run_config: Make, tmp_path: Pat
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == learnt
 
 
-def test_weights_that_are_spread_are_shared_too(run_config: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_that_are_spread_are_shared_too(whole: bool, run_config: Make, tmp_path: Path) -> None:
     """Frozen ones wait, but for those under the adapter: they are where that is, and cost nothing more there."""
     config = adapted(run_config)
     Trainer(config, tmp_path / "plain").run()
-    config.parallel = ParallelConfig(offload=True)
+    config.parallel = ParallelConfig(offload=True, replicate_text=whole)
     try:
         trainer = Trainer(config, tmp_path / "spread")
         trainer.run()
     finally:
         leave()
     assert all(isinstance(p, DTensor) for p in trainer.method.student.denoiser.parameters())
+    assert all(isinstance(p, DTensor) is not whole for p in trainer.method.student.text.parameters())
     assert_only_adapters_are_several(modules(trainer))
     spread, plain = ([line["loss"] for line in read(tmp_path / name / "metrics.jsonl") if "loss" in line] for name in ("spread", "plain"))
     assert spread == pytest.approx(plain, rel=1e-6)

@@ -213,9 +213,11 @@ class Ranks:
             self._prepare(role)
         if self.mesh is None:
             return
-        kept = {id(part) for role in roles.values() for part in parts(role.module) if self._kept(role, part)}
-        for part in (part for module in modules for part in parts(module) if id(part) not in kept):
-            _shard(part, self.mesh, waits=self.config.offload and idle.issuperset(map(id, part.parameters())))
+        kept = {id(p) for role in roles.values() for part in parts(role.module) if self._kept(role, part) for p in part.parameters()}
+        for part in (part for module in modules for part in parts(module)):
+            own = {id(p) for p in part.parameters()}
+            if not own <= kept:
+                _shard(part, self.mesh, waits=self.config.offload and own <= idle)
         _join(common)
 
     def _kept(self, role: Role, part: nn.Module) -> bool:
