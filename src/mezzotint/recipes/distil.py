@@ -64,7 +64,7 @@ def ladd(size: SizeName = "s") -> RunConfig:
     Reached: judge 0.65 in four calls, as crisp as its teacher and more varied.
     """
     method = LADDConfig(steps=4, shift=2.0, r1=1e-3, critic_rate=50.0, times=TimeDensity(mean=-1.0))
-    config = student(size, 0.12, 1e-4, method, solver="consistency", steps=4, guidance=1.0, shift=2.0)
+    config = student(size, 0.12, 1e-4, method, patience=0, solver="consistency", steps=4, guidance=1.0, shift=2.0)
     config.optim = config.optim.replace(warmup=config.train.steps // 100)
     config.method = method.replace(alone=config.train.steps // 10)
     return config
