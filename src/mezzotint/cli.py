@@ -305,6 +305,7 @@ def _print_runs(found: Sequence["Found"], differences: dict[str, list[Any]]) -> 
 def average(options: AverageOptions) -> None:
     from mezzotint.models import lora
     from mezzotint.pipeline import load_weights
+    from mezzotint.recipes import RECIPES  # noqa: F401  # every kind of configuration is known
     from mezzotint.train.average import FOLDER, reconstruct
     from mezzotint.train.trainer import RunConfig, made
     from mezzotint.weights.files import read_json
