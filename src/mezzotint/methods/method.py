@@ -93,7 +93,7 @@ class Method(ABC):
         """The loss of a turn and what to log. Metrics of shape (B,) are per sample: "t" is the time, "loss" the loss."""
 
     def after_step(self, step: int) -> None:  # noqa: B027  # most methods have nothing to do here
-        """Changes of frozen roles, after all turns of a step."""
+        """Changes of the roles that are `moved`, after all turns of a step."""
 
 
 class MethodConfig(config.Config, ABC, kind="method"):
